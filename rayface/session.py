@@ -18,6 +18,7 @@ from rayface.fork_server.launch import close_prestarted, fork_server
 from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
 from rayface.ray_internals.nodes import started_nodes
+from rayface.ray_internals.tokens import protect_token
 from rayface.std_streams import stderr_without, stdout_to_stderr
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def _connect(address: str, debug: bool) -> None:
 
 def _start_local(num_cpus: int, worker_scripts: Mapping[str, str], debug: bool) -> None:
     logger.info("starting Ray on this machine, with %d CPUs", num_cpus)
+    protect_token(create=True)
     with (
         _quiet_backend(debug),
         started_nodes(worker_scripts=worker_scripts, log_monitor=debug, autoscaler=False, api_server=False),

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pickle
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -15,6 +16,7 @@ from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinato
 from rayface import ray_internals
 from rayface.ray_internals import train
 from rayface.ray_internals.autoscaling import NodeRequest
+from rayface.ray_internals.tokens import protect_token
 
 PACKAGE = Path(ray_internals.__file__).parent
 ROOT = PACKAGE.parent
@@ -30,7 +32,7 @@ def private_imports(path: Path) -> list[str]:
 
 def test_private_imports_of_ray_stand_in_one_package_only() -> None:
     found = {path.relative_to(ROOT).as_posix(): private_imports(path) for path in ROOT.rglob("*.py")}
-    modules = {f"ray_internals/{name}.py" for name in ("autoscaling", "nodes", "data", "first_use", "train")}
+    modules = {f"ray_internals/{name}.py" for name in ("autoscaling", "nodes", "data", "first_use", "tokens", "train")}
     assert {path for path, names in found.items() if names} == modules
 
 
@@ -88,3 +90,22 @@ def test_controllers_do_without_an_actor_in_which_workers_meet(monkeypatch: pyte
         handle.broadcast_from_rank_zero.remote(world_rank=0, data=None)
     assert handle.set_required_ranks.remote([0]) is handle.reset.remote() is True
     train.worker_group_state._shutdown_sync_actor(handle)
+
+
+def test_token_is_readable_for_its_user_only_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / ".ray" / "auth_token"
+    for mode, create in (("disabled", True), ("token", False)):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        protect_token(create=create)
+        assert not file.exists()
+    protect_token(create=True)
+    token = file.read_text()
+    assert re.fullmatch("[0-9a-f]{64}", token)
+    for path, given in ((file, 0o644), (file.parent, 0o755)):
+        path.chmod(given)
+    protect_token(create=False)
+    assert [path.stat().st_mode & 0o777 for path in (file, file.parent)] == [0o600, 0o700]
+    assert (file.read_text(), len(list(file.parent.iterdir()))) == (token, 1)

@@ -150,7 +150,7 @@ def test_ray_session_with_a_temporary_folder_too_long_for_sockets_names_the_reme
 
 
 @pytest.mark.long
-def test_ray_session_gives_workers_the_priority_of_their_driver():
+def test_ray_session_gives_workers_the_priority_of_their_driver_and_keeps_its_token_private(tmp_path):
     script = (
         "import os, ray\n"
         "from rayface.session import ray_session\n"
@@ -159,9 +159,10 @@ def test_ray_session_gives_workers_the_priority_of_their_driver():
         "print(there - os.getpriority(os.PRIO_PROCESS, 0))\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "RAY_worker_niceness"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout == "0\n", done.stderr
+    assert ((tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777, len(done.stderr)) == (0o600, 0), done.stderr
 
 
 def test_require_workers_on_an_empty_cluster_asks_for_gpus_and_finds_those_that_came(monkeypatch):

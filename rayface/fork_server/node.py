@@ -14,11 +14,13 @@ from ray.scripts.scripts import cli
 from rayface.fork_server import ADDRESS
 from rayface.fork_server.launch import LIBRARIES, TRACKING, WORKER_SCRIPTS, ForkServerProcess, UnsupportedError
 from rayface.ray_internals.nodes import forking_nodes
+from rayface.ray_internals.tokens import protect_token
 
 
 def main() -> None:
     """Run `ray start`; without support for a fork server, as on macOS, a plain one."""
     arguments = ["start", *sys.argv[1:]]
+    protect_token(create=False)  # `ray start` makes none
     if "--enable-resource-isolation" in arguments:  # Ray limits the processes that it has started itself
         cli(arguments, prog_name="ray")
     try:
