@@ -15,7 +15,7 @@ from rayface.credentials import mask, masked
 from rayface.data.classes import MAX_LABEL
 from rayface.data.keys import batches_of, key_hashes, repeated_key
 from rayface.data.shards.scan import ShardScan, joint_table
-from rayface.storage import DataError, join, one_line, read_bytes
+from rayface.storage import DataError, join, one_line, read_bytes, require_known_server
 from rayface.storage.parquet import open_parquet
 
 MANIFEST = "dataset.json"
@@ -98,8 +98,10 @@ def read_manifest(root: str) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise DataError(f"{path}: {where}: {first['msg']}; {RECOUNT.format(root)}") from None
-    for entry in manifest.shards if manifest.selection is None else ():
-        if "/" in entry.path or entry.path in ("", ".", ".."):
+    for entry in manifest.shards:
+        if manifest.selection is not None:
+            require_known_server(entry.path, f"{path}: shards")
+        elif "/" in entry.path or entry.path in ("", ".", ".."):
             raise DataError(f"{path}: shards: {entry.path!r} must be the name of a file in this folder")
     return manifest
 

@@ -8,12 +8,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from rayface.credentials import openable
+from rayface.credentials import mask, openable
 from rayface.storage.errors import DataError, one_line, printable, retried
 
 DISK_RULE = "must be a path on a disk that all nodes share, not a URI: mount the storage"
@@ -32,7 +32,44 @@ class FileInfo:
 
 def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS))  # an S3 client opens as many connections
-    return pafs.FileSystem.from_uri(uri)
+    opened = pafs.FileSystem.from_uri(uri)
+    _opened.add(_server(uri))
+    return opened
+
+
+_opened: set[frozenset[tuple[str, str]]] = set()  # servers that this process has asked
+
+
+def _server(uri: str) -> frozenset[tuple[str, str]]:
+    """Return what a URI says of the server, other than its provider's own, that requests with credentials go to."""
+    scheme, _, rest = uri.partition("://")
+    place, _, query = rest.partition("?")
+    said = {
+        (name, value) for name, value in parse_qsl(query) if name.endswith(("endpoint_override", "scheme", "authority"))
+    }
+    host = place.partition("/")[0].rpartition("@")[2]
+    if scheme in ("abfs", "abfss") and not host.endswith(".core.windows.net"):
+        said.add(("host", host))
+    return frozenset(said)
+
+
+def require_known_server(uri: str, field: str) -> None:
+    """Refuse a URI in a file, which may come from outside, of a server that nobody else has named.
+
+    A server is known if this process has opened a URI of it, or AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL names it.
+
+    Raises:
+        DataError: one line that starts with `field`.
+    """
+    named = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    given = {("endpoint_override", named.netloc), ("scheme", named.scheme)}
+    server = _server(uri)
+    if server and server not in _opened and not server | {("scheme", dict(server).get("scheme", "https"))} <= given:
+        text = "&".join(f"{name}={value}" for name, value in sorted(server))
+        raise DataError(
+            f"{field}: {mask(uri)}: {text}: must be a server that you name, since it gets your credentials: "
+            "if you trust it, set AWS_ENDPOINT_URL_S3=http(s)://HOST:PORT"
+        )
 
 
 # Opening an S3 filesystem requests the bucket's region: cache it per bucket.

@@ -19,7 +19,8 @@ from rayface.data.manifest import (
 )
 from rayface.data.shards.samples import Fault
 from rayface.data.shards.scan import ShardScan, index_table
-from rayface.storage import DataError
+from rayface.storage import DataError, list_names
+from tests.conftest import ObjectStore
 from tests.data.shard_files import small_dataset
 
 
@@ -133,3 +134,33 @@ def test_digest_of_equal_shards_ignores_names_unless_a_digest_is_missing() -> No
     assert hashed != digest_of(manifest({"path": "a.tar", "sha256": "t"}))
     assert hashed != digest_of(manifest({"path": "a.tar", "sha256": "s"}, selection="x"))
     assert digest_of(manifest({"path": "a.tar"})) != digest_of(manifest({"path": "b.tar"}))
+
+
+@pytest.mark.parametrize("query", ["?endpoint_override=evil:9&scheme=http", "?region=eu&endpoint%5Foverride=evil:9"])
+def test_read_manifest_of_a_selection_on_a_server_that_nobody_named_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for place in ("s3://bucket/a.tar?region=eu", "abfs://c@a.dfs.core.windows.net/a.tar", f"s3://bucket/b.tar{query}"):
+        shard = ShardEntry(path=place, num_images=1, num_bytes=10)
+        manifest = Manifest(name="n", num_classes=1, num_images=1, selection="0" * 64, shards=[shard])
+        (tmp_path / "dataset.json").write_bytes(manifest.to_json())
+        if query not in place:
+            assert read_manifest(str(tmp_path)).shards == [shard]
+    with pytest.raises(
+        DataError, match=r"dataset.json: shards: s3://.*endpoint_override=evil:9.*: must be a server that"
+    ):
+        read_manifest(str(tmp_path))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"{'http' if 'http' in query else 'https'}://evil:9")
+    assert read_manifest(str(tmp_path)).shards == [shard]
+
+
+def test_read_manifest_of_a_selection_on_the_server_of_an_opened_uri_is_read(
+    tmp_path: Path, object_store: ObjectStore
+) -> None:
+    list_names(object_store.uri(""))
+    shard = ShardEntry(path=object_store.uri("set/a.tar"), num_images=1, num_bytes=10)
+    manifest = Manifest(name="n", num_classes=1, num_images=1, selection="0" * 64, shards=[shard])
+    (tmp_path / "dataset.json").write_bytes(manifest.to_json())
+    assert read_manifest(str(tmp_path)).num_images == 1
