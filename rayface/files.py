@@ -1,6 +1,7 @@
 """Local files and folders: atomic durable writes, hashes, numbered folders, exclusive ownership."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -57,6 +58,15 @@ def read_json(path: AnyPath) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def open_to_append(path: Path) -> int:
+    """Return the descriptor of a file, created if missing, for appending.
+
+    Raises:
+        OSError: it cannot be opened, or is a symbolic link: in a run directory from outside, to any file of this user.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Rename a finished file, or a folder of synced files, to its final name in the same folder, durably."""
     if temporary.is_file():
@@ -82,8 +92,10 @@ def hold_lock(path: Path, *, wait: bool = False) -> FileLock:
 
     Raises:
         filelock.Timeout: another process holds the lock.
-        OSError: the file cannot be created.
+        OSError: the file cannot be created, or is a symbolic link.
     """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "its lock is a symbolic link", str(path))
     path.touch()
     # A soft lock, filelock's fallback, would outlive a killed process.
     lock = FileLock(path, timeout=-1 if wait else 0, thread_local=False, fallback_to_soft=False)

@@ -94,6 +94,17 @@ def test_exclusive_folder_on_a_disk_without_locks_is_entered_with_one_warning(tm
     assert line.startswith(f"{tmp_path / 'out'}: its file system has no locks (no locks): nothing prevents a second")
 
 
+def test_exclusive_folder_whose_lock_is_a_symbolic_link_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").symlink_to(tmp_path / "other")
+    refusal = pytest.raises(
+        DataError, match=r"^train.output: a: cannot be written: its lock is a symbolic link: choose"
+    )
+    with refusal, files.exclusive_folder(tmp_path / "out", "train.output: a"):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
 def test_exclusive_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     refusal = pytest.raises(DataError, match=r"^train.output: a: cannot be written: .*: choose another directory$")

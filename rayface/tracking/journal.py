@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayface.credentials import masked
+from rayface.files import open_to_append
 from rayface.storage import AnyPath, RemotePath, Segments
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -39,7 +40,7 @@ class Journal:
                 whole = end
                 if record and record["kind"] == "metrics":
                     self._last_steps.update(dict.fromkeys(record["values"], record["step"]))
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = open_to_append(self.path)
         os.ftruncate(self._file, whole)
 
     @property

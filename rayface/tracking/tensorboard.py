@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayface.credentials import mask
+from rayface.files import open_to_append
 from rayface.storage import sync_folder
 from rayface.tracking.delivered import Delivered
 from rayface.tracking.journal import Record
@@ -59,7 +60,7 @@ class _EventFile:
 
         self._event, self._summary, self._state = Event, summary, state
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)  # nothing is left to write after an error
+        self._file = os.fdopen(open_to_append(path), "ab", buffering=0)  # nothing is left to write after an error
         self._file.truncate(state.size)
         self._file.seek(0, os.SEEK_END)
         self._writer = RecordWriter(self._file)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import platformdirs
 
-from rayface.files import exclusive_folder, is_owned, write_file, write_json
+from rayface.files import exclusive_folder, is_owned, open_to_append, write_file, write_json
 from rayface.storage import LEASE, AnyPath, DataError, FolderMirror, RemotePath, StorageError, leased, path_of
 from rayface.storage.lease import Lease, read_owner
 
@@ -92,7 +92,7 @@ class RunStore:
         """Append to a small text file that one process writes at a time; see `_appending`."""
         local = _delivered.get(f"{self.path}/{name}") if isinstance(self.path, RemotePath) else self.path / name
         if local is not None:
-            with local.open("a") as file:
+            with open(open_to_append(local), "a") as file:
                 file.write(text)
             return
         before = ""

@@ -119,3 +119,11 @@ def test_journal_artifact_inside_the_run_is_stored_relative(tmp_path):
     written = lines(journal.path)
     assert written[0]["path"] == "../plots/loss.png"
     assert written[1]["path"] == str(tmp_path / "elsewhere.txt")
+
+
+def test_journal_that_is_a_symbolic_link_is_refused_and_its_target_unchanged(tmp_path):
+    (tmp_path / "kept").write_text("mine")
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "kept")
+    with pytest.raises(OSError, match="symbolic link"):
+        Journal(tmp_path / "a.jsonl")
+    assert (tmp_path / "kept").read_text() == "mine"

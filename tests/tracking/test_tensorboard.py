@@ -111,3 +111,13 @@ def test_tensorboard_after_a_failed_write_has_every_record_once(spool: Path, mon
     monkeypatch.setattr(os, "fsync", fsync)
     assert scalars(write(spool).file) == wanted(10)
     assert not failures
+
+
+def test_tensorboard_whose_file_is_a_symbolic_link_leaves_its_target_unchanged(spool: Path, tmp_path: Path) -> None:
+    (kept := tmp_path / "kept").write_text("mine")
+    reader = TensorBoard(spool)
+    reader.file.parent.mkdir()
+    reader.file.symlink_to(kept)
+    reader.start()
+    assert not reader.close(0.5)
+    assert kept.read_text() == "mine"

@@ -73,6 +73,14 @@ def test_read_config_of_another_folder_raises_one_line(tmp_path):
         RunDirectory(tmp_path).read_config()
 
 
+def test_faults_log_that_is_a_symbolic_link_is_not_appended_to(tmp_path):
+    (tmp_path / "kept").touch()
+    (tmp_path / "faults.log").symlink_to(tmp_path / "kept")
+    with pytest.raises(OSError, match="symbolic link"):
+        RunDirectory(tmp_path).add_faults(["x"])
+    assert (tmp_path / "kept").read_text() == ""
+
+
 def test_faults_added_later_are_appended(tmp_path):
     run = RunDirectory(tmp_path)
     run.write_faults(["a"])
