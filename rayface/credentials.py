@@ -20,14 +20,18 @@ _WITH_CONTAINER = {"abfs", "abfss"}  # the user part is the container
 _WITH_TOKEN = re.compile(r"https?|s3\w?|gs|gcs")  # a user without a password may be a token
 _SECRET = (
     r"[\w.%-]*(?:passw|passphrase|pwd|secret|token|signature|credential|access[_-]?key|api[_-]?key|account[_-]?key"
-    r"|private[_-]?key|storage[_-]?key)[\w.%-]*|sig|key|auth|authorization|pass|pw|psw|jwt|bearer|sas|code"
+    r"|private[_-]?key|storage[_-]?key)[\w.%-]*|(?:[\w.%-]*[_.-])?(?:pass|pw|psw|key|auth|jwt|pat|sas|sig|bearer)"
+    r"|authorization|code"
 )
 _PARAMETER = re.compile(rf"([?&;#](?:{_SECRET})=)([^&\s]*)", re.IGNORECASE)
 # A variable in the text of an error or a command. Its end is found once, and a quoted value has an end, so that no long
 # word or line is searched from each letter.
 _LONGEST = 4096
 _VARIABLE = "[A-Z][A-Z0-9_]*+"
-_KIND = "PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|(?:API|ACCESS|ACCOUNT|PRIVATE|STORAGE)_KEY"
+_KIND = (
+    "PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|(?:API|ACCESS|ACCOUNT|PRIVATE|STORAGE)_KEY"
+    "|_(?:PASS|PW|PSW|KEY|AUTH|JWT|PAT|SAS|SIG|BEARER)(?![A-Z0-9_])"
+)
 _SET = rf"{_VARIABLE}['\"]?[ \t]*+[:=][ \t]*+"
 _ASSIGNED = re.compile(
     rf"""\b(?:(?=[A-Z0-9_]*?(?:{_KIND}))(?:"""

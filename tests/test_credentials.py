@@ -87,6 +87,15 @@ def test_mask_hides_secrets_of_the_environment_wherever_they_are(monkeypatch):
     assert mask("a sentence in /home/me/token1") == "a sentence in /home/me/token1"
 
 
+@pytest.mark.parametrize("name", ["DB_PASS", "REDISCLI_AUTH", "JWT_KEY", "GITHUB_PAT", "AZURE_STORAGE_SAS", "DB_PW"])
+def test_mask_hides_variables_whose_last_word_says_that_they_are_secret(monkeypatch, name):
+    assert mask(f"env {name}=S-1 x {name}_COUNT=2 {name}S=3") == f"env {name}=*** x {name}_COUNT=2 {name}S=3"
+    assert mask(f"http://h/?my-{name.lower()}=S-1&sort_keys=a") == f"http://h/?my-{name.lower()}=***&sort_keys=a"
+    monkeypatch.setenv(name, "hunter-22")
+    monkeypatch.setenv("SORT_KEYS", "name-and-label")
+    assert mask("hunter-22 by name-and-label") == "*** by name-and-label"
+
+
 @pytest.mark.parametrize(
     "text",
     [
