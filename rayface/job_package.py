@@ -12,7 +12,10 @@ from rayface.fork_server import ADDRESS as FORK_SERVER
 from rayface.tuning.shipped import shipped_file
 
 # Settings of what a job uses. Those of storage and of the cluster itself belong to the nodes, as the fork server does.
-_FORWARDED = re.compile(rf"(?!{FORK_SERVER}$)(RAYFACE|MLFLOW|OPTUNA|NCCL|GLOO|TORCH|OMP)_\w+")
+_FORWARDED = re.compile(
+    rf"(?!{FORK_SERVER}$)(RAYFACE|MLFLOW|OPTUNA|NCCL|GLOO|TORCH|PYTORCH|CUBLAS|CUDNN|TRITON|OMP)_\w+"
+    "|CUDA_(LAUNCH_BLOCKING|DEVICE_MAX_CONNECTIONS)"  # not CUDA_VISIBLE_DEVICES, which Ray sets on each node
+)
 _MAX_BYTES = 20 << 20  # of what an argument names; every node downloads the files before the job starts
 
 

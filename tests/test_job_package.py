@@ -66,11 +66,22 @@ def test_package_sends_settings_of_the_environment_and_no_secrets(folder):
         OPTUNA_STORAGE="postgresql://me:two@db/optuna",
         RAYFACE_FACES="/faces",
         RAYFACE_FORK_SERVER="/tmp/forks",
+        RAYFACE_STORE_PASS="four",
+        PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True",
+        CUBLAS_WORKSPACE_CONFIG=":4096:8",
+        CUDA_LAUNCH_BLOCKING="1",
+        CUDA_VISIBLE_DEVICES="0",
         AWS_SECRET_ACCESS_KEY="three",
         HOME="/home/me",
     )
-    assert found.environment == {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "RAYFACE_FACES": "/faces"}
-    assert found.kept_back == ["MLFLOW_TRACKING_PASSWORD", "OPTUNA_STORAGE"]
+    assert found.environment == {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "RAYFACE_FACES": "/faces",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "CUDA_LAUNCH_BLOCKING": "1",
+    }
+    assert found.kept_back == ["MLFLOW_TRACKING_PASSWORD", "OPTUNA_STORAGE", "RAYFACE_STORE_PASS"]
 
 
 @pytest.fixture
