@@ -61,8 +61,13 @@ class Comparison:
     def write(self, out: str | Path) -> None:
         """Write comparison.csv and flips.csv into a folder, a path or URI."""
         make_folder(normalise(out))
-        for name, table in ((COMPARISON, self.table), (FLIPS, self.flips)):
+        for name, table in ((COMPARISON, self.table), (FLIPS, self.flips.map(_without_formula))):
             write_bytes(join(normalise(out), name), table.to_csv(index=False).encode())
+
+
+def _without_formula(value: Any) -> Any:
+    """Return a cell that a spreadsheet shows as it is: names of images may come from outside."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

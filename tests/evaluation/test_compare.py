@@ -88,15 +88,18 @@ def test_compare_of_two_seeds_of_one_model_rarely_claims_a_difference(written):
 
 def test_compare_lists_the_pairs_that_flipped(written, tmp_path):
     scores = some_scores()
-    accepted = scores.accepted.copy()
+    accepted, paths = scores.accepted.copy(), list(scores.path_a)
     accepted[[3, 8]] = ~accepted[[3, 8]]
+    paths[3] = "=1+1"  # a formula of a spreadsheet
+    scores = replace(scores, path_a=paths)
     found = compare([written("first", scores), written("other", replace(scores, accepted=accepted))])
     flips = found.as_dict()["flips"]
     assert [flip["pair"] for flip in flips] == [3, 8]
     assert [flip["flip"] for flip in flips] == ["gained" if right else "lost" for right in ~scores.is_right[[3, 8]]]
     assert (flips[0]["path_a"], flips[0]["is_same"]) == (scores.path_a[3], False)
     found.write(str(tmp_path / "out"))
-    assert (tmp_path / "out" / "flips.csv").read_text().count("\n") == 3
+    text = (tmp_path / "out" / "flips.csv").read_text()
+    assert (text.count("\n"), ",'=1+1," in text, ",=1+1" in text) == (3, True, False)
     assert (tmp_path / "out" / "comparison.csv").read_text().startswith("protocol,run,figure,value,low,high,difference")
     json.dumps(found.as_dict())
 
