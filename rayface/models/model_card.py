@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rayface.credentials import masked
 from rayface.files import write_text
+from rayface.markdown import plain
 from rayface.models.model_info import ModelInfo
 from rayface.models.threshold_card import threshold_table
 
@@ -18,23 +19,24 @@ def card(info: ModelInfo, onnx: str | None = None) -> str:
         info: content of `model.json`.
         onnx: name of the ONNX file beside the card; None: `model.safetensors` and `model.json` are beside it.
     """
-    size, length = info.image_size, info.embedding_size
-    arguments = ", ".join(f"{k} {v}" for k, v in info.backbone_args.items() if v is not None)
-    metrics = [f"| {name} | {value} |" for name, value in _flat(info.metrics)]
+    size, length, backbone = plain(info.image_size), plain(info.embedding_size), plain(info.backbone)
+    arguments = plain(", ".join(f"{k} {v}" for k, v in info.backbone_args.items() if v is not None))
+    metrics = [f"| {plain(name)} | {value} |" for name, value in _flat(info.metrics)]
     return "\n".join(
         [
-            f"# Face embeddings by {info.backbone}",
+            f"# Face embeddings by {backbone}",
             "",
             "| | |",
             "|---|---|",
-            f"| backbone | {info.backbone}{f' ({arguments})' if arguments else ''} |",
-            f"| input | one aligned face, {size} x {size} pixels, {info.normalisation}, as (N, 3, {size}, {size}) |",
+            f"| backbone | {backbone}{f' ({arguments})' if arguments else ''} |",
+            f"| input | one aligned face, {size} x {size} pixels, {plain(info.normalisation)}, "
+            f"as (N, 3, {size}, {size}) |",
             "| alignment | five landmarks on ArcFace's template by a similarity transform |",
             f"| output | {length} numbers, raw: scale to length 1, then compare by cosine |",
-            *([] if info.network == "backbone" else [f"| network of the run | {info.network} |"]),
-            f"| licence of the training data | {info.licence or 'not stated'} |",
-            f"| digest of the training data | `{info.training_digest or 'unknown'}` |",
-            f"| sha256 of the weights | `{info.sha256}` |",
+            *([] if info.network == "backbone" else [f"| network of the run | {plain(info.network)} |"]),
+            f"| licence of the training data | {plain(info.licence) or 'not stated'} |",
+            f"| digest of the training data | `{plain(info.training_digest) or 'unknown'}` |",
+            f"| sha256 of the weights | `{plain(info.sha256)}` |",
             "",
             "The weights carry the licence of the data that they were trained on. Error rates differ between groups of "
             "people and types of images: measure them on images of your application before you set a threshold.",
@@ -109,4 +111,4 @@ def _flat(metrics: Mapping[str, object], intervals: object = None, before: str =
 
 
 def _number(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else plain(value)

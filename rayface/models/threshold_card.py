@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rayface.markdown import plain
+
 ALL = "all"
 
 
@@ -97,8 +99,8 @@ def threshold_table(rows: Sequence[ThresholdRow]) -> list[str]:
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
         cells = [
-            *(getattr(row, name) for name in extra),
-            row.far,
+            *(plain(getattr(row, name)) for name in extra),
+            plain(row.far),
             _value(row.threshold, row.threshold_interval),
             "-" if row.tar is None else _value(row.tar, row.tar_interval),
         ]

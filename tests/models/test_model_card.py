@@ -67,3 +67,23 @@ def test_write_card_with_a_secret_in_it_masks_it_and_replaces_an_older_card(tmp_
     assert "r50" in text
     assert "secret" not in text
     assert [path.name for path in tmp_path.iterdir()] == [CARD]
+
+
+def test_card_of_values_with_markdown_and_html_shows_them_as_plain_text() -> None:
+    evil = "MIT |\n\n# Install\n\n```bash\nrun\n```\n<img src=x> [a](http://b) &lt;"
+    figures = {"threshold_at_far": {evil: 0.3}, "groups": {"race": {evil: {"threshold_at_far": {"1e-03": 0.2}}}}}
+    names = ("backbone", "licence", "training_digest", "network", "normalisation", "sha256", "image_size")
+    info = replace(INFO, **dict.fromkeys(names, evil), metrics={evil: evil}, thresholds=threshold_rows(figures))
+    text = card(info)
+    shown = (
+        "MIT &#124; &#35; Install &#96;&#96;&#96;bash run &#96;&#96;&#96; &lt;img src=x&gt; &#91;a](http://b) &amp;lt;"
+    )
+    assert f"| licence of the training data | {shown} |" in text
+    assert f"| {shown} | {shown} |" in text  # a metric
+    assert "<img" not in text
+    assert text.count("```") == 2
+    assert [line for line in text.splitlines() if line.startswith("#")][1:] == [
+        "## Measured",
+        "## Thresholds",
+        "## Use",
+    ]

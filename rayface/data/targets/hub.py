@@ -6,6 +6,7 @@ from rayface.data.dataset import Dataset
 from rayface.data.targets.parquet import write_parquet
 from rayface.data.targets.samples import Written, new_folder
 from rayface.hub_card import CARD, hub_card
+from rayface.markdown import plain
 from rayface.storage import join, write_bytes
 
 
@@ -28,12 +29,12 @@ def write_hub(dataset: Dataset, out: str) -> Written:
     counts = f"{written.num_images:,} images of {dataset.num_classes_with_images:,} identities"
     side = " x ".join(map(str, about.image_size)) + " pixels" if about.image_size else "of several sizes"
     text = (
-        f"# {dataset.name}\n\n{counts}, {side}.\n\n"
+        f"# {plain(dataset.name)}\n\n{counts}, {side}.\n\n"
         "| | |\n|---|---|\n"
-        f"| source | {about.source or 'not stated'} |\n"
-        f"| licence | {about.licence or 'not stated'} |\n"
-        f"| digest | `{dataset.digest}` |\n"
-        f"| created by | {about.created_by or 'not stated'} |\n\n"
+        f"| source | {plain(about.source) or 'not stated'} |\n"
+        f"| licence | {plain(about.licence) or 'not stated'} |\n"
+        f"| digest | `{plain(dataset.digest)}` |\n"
+        f"| created by | {plain(about.created_by) or 'not stated'} |\n\n"
         "The images show persons: whoever publishes or uses them needs their consent or another legal ground.\n"
     )
     write_bytes(join(root, CARD), hub_card(values, about.licence, text))

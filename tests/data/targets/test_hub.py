@@ -1,7 +1,9 @@
 """Datasets written in the layout of the Hugging Face Hub."""
 
+import json
 from pathlib import Path
 
+from rayface.data.dataset import open_dataset
 from rayface.data.targets import target_of
 from rayface.hub_card import front_matter
 from tests.data.targets.small_set import dataset_of
@@ -18,3 +20,13 @@ def test_hub_target_names_its_split_and_counts_in_the_card(tmp_path: Path) -> No
     assert front_matter(card)["size_categories"] == ["n<1K"]
     assert b"5 images of 3 identities, 16 x 16 pixels." in card
     assert dataset.digest.encode() in card
+
+
+def test_hub_target_shows_names_of_the_source_as_plain_text(tmp_path: Path) -> None:
+    dataset_of(tmp_path / "set")
+    file = tmp_path / "set" / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "a\n<b>", "source": "x |\n# y"}))
+    target_of("hub")(open_dataset(str(tmp_path / "set")), str(tmp_path / "hub"))
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "\n# a &lt;b&gt;\n" in card
+    assert "\n| source | x &#124; &#35; y |\n" in card
