@@ -108,8 +108,8 @@ def tracked_job(
 def _show(job: TrackedJob, folder: str) -> None:
     """Say in lines that are not wrapped how to look at the job in MLflow, or how to deliver the rest."""
     if not job.delivered:
-        command = sync_command(str(job.uri), folder)
-        logger.warning("MLflow at %s has not received everything; send the rest: %s", job.uri, command)
+        rest = sync_command(str(job.uri), folder)
+        logger.warning("MLflow at %s has not received everything; send the rest: %s", job.uri, rest)
     if job.link is not None:
         logger.info("MLflow: %s", job.link)
         if command := server_command(str(job.uri)):
