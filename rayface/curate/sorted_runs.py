@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from rayface.curate.work_files import WorkPath
 from rayface.embedding.rows import Rows
+from rayface.storage.reads import refuse_extensions
 
 Range = tuple[str, int, int]
 """Rows [start, stop) of a parquet file."""
@@ -54,7 +55,9 @@ def write_run(path: WorkPath, rows: Rows) -> None:
 def read_run(path: Path, first: int, last: int) -> Rows:
     """Read the rows of a sorted run whose labels are from `first` to `last`."""
     with pa.memory_map(str(path)) as mapped:
-        batch = pa.ipc.open_file(mapped).get_batch(0)
+        file = pa.ipc.open_file(mapped)
+        refuse_extensions(str(path), file.schema)
+        batch = file.get_batch(0)
         start, stop = np.searchsorted(batch["label"].to_numpy(), [first, last + 1]).tolist()
         # Copy, to release the map: the kernel maps much more of a file than the accessed rows.
         table = batch.slice(start, stop - start).take(pa.array(np.arange(stop - start)))

@@ -74,7 +74,7 @@ def read_keys_at(path: str, rows: Sequence[int]) -> dict[int, str]:
         groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.cumsum([0, *groups])
         for group, own in itertools.groupby(sorted(rows), lambda row: int(np.searchsorted(starts, row, "right")) - 1):
-            column = file.read_row_group(group, ["key"])["key"]
+            column = pa.chunked_array([batch["key"] for batch in file.iter_batches(_BATCH, [group], ["key"])])
             keys.update({row: column[row - int(starts[group])].as_py() for row in own})
     return keys
 

@@ -59,7 +59,10 @@ def _read(path: str, columns: Sequence[str]) -> pa.Table:
     try:
         if path.endswith(".parquet"):
             with open_parquet(path) as file:
-                return file.read()
+                names = set(file.schema_arrow.names)
+                if not names.issuperset(columns) or names.isdisjoint(_KEYS):
+                    return file.schema_arrow.empty_table()
+                return file.read([name for name in dict.fromkeys((*_KEYS, *columns)) if name in names])
         return pc.read_csv(pa.BufferReader(read_bytes(path)), convert_options=options)
     except DataError:
         raise

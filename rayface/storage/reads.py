@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayface.storage.errors import retried
+from rayface.storage.errors import DataError, retried
 from rayface.storage.paths import is_local, locate
 
 _BUFFER = 1 << 20  # of a sequential stream
@@ -129,6 +129,24 @@ def open_arrow(path: str) -> pa.NativeFile:
         DataError, StorageError: see `Source`; also raised inside Arrow's reader.
     """
     return pa.PythonFile(_SourceStream(Source(path)), mode="r")
+
+
+def refuse_extensions(path: str, schema: pa.Schema) -> None:
+    """Raise DataError if a column is or nests an extension type: a value of Ray Data's, once Ray Data is imported, is a
+    pickle that runs code when it becomes a Python object."""
+    for field in schema:
+        if _has_extension(field.type):
+            raise DataError(f"{path}: {field.name}: is of an extension type, which may run code: store plain values")
+
+
+def _has_extension(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.ExtensionType):
+        return True
+    if isinstance(kind, pa.BaseExtensionType):  # one of Arrow's own, such as UUIDs
+        return _has_extension(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _has_extension(kind.value_type)
+    return any(_has_extension(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def open_binary(path: str) -> io.BufferedReader:

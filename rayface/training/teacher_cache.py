@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.config import Config, EmbedConfig
@@ -20,6 +19,7 @@ from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
 from rayface.files import publish
 from rayface.storage import DataError
+from rayface.storage.parquet import read_table
 
 BY_SAMPLE = "by_sample.npy"  # (N, D) float16, NaN for corrupt samples
 BY_CLASS = "by_class.npy"  # (C, D) float16, mean directions of length 1, NaN for classes without samples
@@ -96,7 +96,7 @@ def _order(folder: Path, manifest: Mapping[str, Any], dataset: Dataset, out: np.
     places = dataset.find(itertools.chain.from_iterable(read_keys(str(path)) for path in paths))
     done = 0
     for path in paths:
-        values = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
+        values = read_table(path, columns=["embedding"])["embedding"].combine_chunks()
         own = places[done : done + len(values)]
         done += len(values)
         if (own < 0).any():

@@ -158,11 +158,10 @@ def test_repeated_key_with_colliding_hashes_compares_the_keys(monkeypatch: pytes
 def test_keys_of_many_batches_are_found_and_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One Arrow string array ends at 2 GB: nothing may hold the keys of all samples in one."""
     monkeypatch.setattr(keys_module, "BATCH", 2)
-    size, count = 2**18, 64
-    keys = [f"{k:02d}" + "x" * size for k in range(count)]
-    source = write_dataset(
-        tmp_path / "set", [(f"k{k}", k % 2, b"x") for k in range(count)], name="set", identities="ab", image_size=None
-    )
+    size, count = 4000, 1024
+    keys = [f"{k:04d}" + "x" * size for k in range(count)]
+    images = [(f"k{k:04d}", k % 2, b"x") for k in range(count)]
+    source = write_dataset(tmp_path / "set", images, name="set", identities="ab", image_size=None)
     with pq.ParquetWriter(tmp_path / "long.parquet", pa.schema({"key": pa.string()}), use_dictionary=False) as writer:
         for key in keys:
             writer.write_table(pa.table({"key": [key]}))
@@ -171,7 +170,7 @@ def test_keys_of_many_batches_are_found_and_selected(tmp_path: Path, monkeypatch
     before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
     try:
-        assert source.find([pa.array([keys[k]]) for k in (60, 3)]).tolist() == [60, 3]
+        assert source.find([pa.array([keys[k]]) for k in (1000, 3)]).tolist() == [1000, 3]
         found = write_selection(str(tmp_path / "some"), select(source, np.arange(count)), name="some")
         assert [key for some in found.key_batches() for key in some.to_pylist()] == keys
     finally:

@@ -1,5 +1,6 @@
 """Parquet files read in the calling thread alone: Arrow's own threads would hold a Python file when Python ends."""
 
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.storage import DataError, Source
-from rayface.storage.parquet import open_parquet
+from rayface.data.index import read_keys_at
+from rayface.data.keys import read_keys
+from rayface.storage import DataError, Source, parquet
+from rayface.storage.parquet import open_parquet, read_table
 from tests.conftest import ObjectStore
 
 TABLE = pa.table({"a": range(10_000), "b": [f"{n}" for n in range(10_000)], "c": [n / 7 for n in range(10_000)]})
@@ -64,3 +67,73 @@ def test_parquet_file_that_is_missing_or_corrupt_raises_and_keeps_no_descriptor(
     with pytest.raises(pa.ArrowInvalid):
         open_parquet(str(tmp_path / "text"))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+class Evil:
+    """A pickle of it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.write_text, (self.path, "")
+
+
+EXTENSION = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": ""}
+
+
+@pytest.mark.parametrize("nested", ["plain", "struct", "list", "map", "fixed list"])
+def test_parquet_column_of_pickles_is_refused_and_not_unpickled(tmp_path: Path, nested: str) -> None:
+    import ray.data  # noqa: F401  registers the type
+
+    field = pa.field("item", pa.large_binary(), metadata=EXTENSION)
+    content = pickle.dumps(Evil(tmp_path / "executed"))
+    kind, value = {
+        "plain": (pa.large_binary(), content),
+        "struct": (pa.struct([field]), {"item": content}),
+        "list": (pa.list_(field), [content]),
+        "map": (pa.map_(pa.string(), field), [("a", content)]),
+        "fixed list": (pa.list_(field, 1), [content]),
+    }[nested]
+    schema = pa.schema([pa.field("identity", kind, metadata=EXTENSION if nested == "plain" else None)])
+    pq.write_table(pa.Table.from_pydict({"identity": [value]}, schema), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="identity: is of an extension type"):
+        open_parquet(str(tmp_path / "t.parquet"))
+    with pytest.raises(DataError, match="identity: is of an extension type"):
+        read_table(tmp_path / "t.parquet")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("coding", ["dictionary", "category", "delta"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary()])
+def test_parquet_text_that_a_small_file_repeats_is_refused_before_it_is_expanded(
+    tmp_path: Path, coding: str, kind: pa.DataType
+) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["x" * 100_000], kind))
+    how = {"use_dictionary": False, "column_encoding": {"key": "DELTA_BYTE_ARRAY"}} if coding == "delta" else {}
+    if coding == "delta":
+        column = column.take(pa.array(range(2000))).cast(kind)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"key": column}), path, compression="zstd", store_schema=coding == "category", **how)
+    assert path.stat().st_size < 20_000
+    before = pa.total_allocated_bytes()
+    for read in (read_table, lambda path: list(read_keys(str(path))), lambda path: read_keys_at(str(path), [5])):
+        with pytest.raises(DataError, match="key: a value has more than 4,096 bytes"):
+            read(path)
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_parquet_table_far_larger_than_its_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_MAX_TABLE", 1 << 20)
+    pq.write_table(pa.table({"key": ["x" * 4000] * 1000, "n": [0] * 1000}), tmp_path / "t.parquet")
+    assert len(read_table(tmp_path / "t.parquet", ["n"])) == 1000
+    with pytest.raises(DataError, match=r"its table has more than [0-9,]+ bytes, 100 times the file's"):
+        read_table(tmp_path / "t.parquet")
+
+
+def test_parquet_texts_in_lists_are_refused_and_float16_lists_are_read(tmp_path: Path) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.5] * 4, pa.float16()), 2)
+    pq.write_table(pa.table({"embedding": vectors, "texts": [["a"], ["b"]]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", ["embedding"])["embedding"].to_pylist() == [[1.5, 1.5]] * 2
+    with pytest.raises(DataError, match=r"texts.list.element: must be numbers or texts"):
+        read_table(tmp_path / "t.parquet")

@@ -36,6 +36,7 @@ from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.embedding.part_file import Dtype, write_part
 from rayface.ray_tasks import map_unordered
 from rayface.storage import make_folder, uri_of
+from rayface.storage.parquet import open_parquet, read_table
 
 _ROWS = 65_536
 _DONE = "done.json"  # written last
@@ -57,7 +58,7 @@ class Cleaned:
 
     def dropped(self) -> Iterator[pa.Table]:
         """Yield rows of a core set for the dropped images."""
-        with pq.ParquetFile(self.images.local()) as file:
+        with open_parquet(str(self.images.local())) as file:
             for batch in file.iter_batches(_ROWS, columns=["key", "label", "reason"]):
                 gone = batch.filter(pc.is_valid(batch["reason"]))
                 yield dropped_rows(gone["key"], gone["label"], gone["reason"])
@@ -181,7 +182,7 @@ def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, label
 def _cleaned(folder: WorkPath, source: Embeddings) -> Cleaned:
     """Read the result of a finished job."""
     done = json.loads((folder / _DONE).local().read_text())
-    tables = {name: pq.read_table((folder / f"{name}.parquet").local()) for name in _TABLES}
+    tables = {name: read_table((folder / f"{name}.parquet").local()) for name in _TABLES}
     return Cleaned(
         found=Findings(**tables, num_dropped=done["num_dropped"]),
         images=folder / _IMAGES,

@@ -33,6 +33,7 @@ from rayface.data.shards.samples import Fault, ShardRows
 from rayface.embedding.embed import find_room
 from rayface.embedding.shard_embedder import ShardWork, shard_work
 from rayface.ray_tasks import map_unordered, map_unordered_by_actors
+from rayface.storage.parquet import num_rows, read_table
 
 _GPU_ROWS = 2**30  # bytes of embeddings per tile on a GPU: smaller tiles leave it idle
 
@@ -50,18 +51,18 @@ class ImageFiles:
 
     def table(self, number: int) -> pa.Table:
         """Return key and label of the images of a file."""
-        return pq.read_table(self.paths[number].local(), columns=["key", "label"])
+        return read_table(self.paths[number].local(), columns=["key", "label"])
 
     def keys_at(self, rows: Ints) -> pa.Array:
         """Return the keys of rows, (n,) large_string: keys of 42 million images can exceed a string array."""
         paths = local_paths(self.paths)
-        ends = np.cumsum([pq.read_metadata(path).num_rows for path in paths])
+        ends = np.cumsum([num_rows(path) for path in paths])
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], ends)
         found, first = [pa.array([], pa.large_string())], 0
         for path, last, end in zip(paths, cuts.tolist(), ends.tolist(), strict=True):
             if last > first:
-                keys = pq.read_table(path, columns=["key"])["key"].combine_chunks().cast(pa.large_string())
+                keys = read_table(path, columns=["key"])["key"].combine_chunks().cast(pa.large_string())
                 found.append(keys.take(pa.array(rows[order[first:last]] - (end - len(keys)))))
             first = last
         places = np.empty(len(rows), np.int64)
@@ -88,7 +89,7 @@ def describe(partitions: Partitions, folder: WorkPath, *, vectors: bool = False)
         pass
     numbers = range(len(parts))
     paths = tuple(folder / f"faces-{number:06d}.parquet" for number in numbers)
-    tables = [pq.read_table(path, columns=["label", "cosine"]) for path in local_paths(paths)]
+    tables = [read_table(path, columns=["label", "cosine"]) for path in local_paths(paths)]
     labels = np.concatenate([table["label"].to_numpy() for table in tables])
     bounds = group_offsets(labels)
     return ImageFiles(
@@ -155,7 +156,7 @@ class TileSearch:
                 device=self.device,
             )
             _write(path, pa.table(dict(zip(("left", "right", "cosine"), search(tile), strict=True))))
-        return int(pq.read_metadata(path.local()).num_rows)
+        return num_rows(path.local())
 
 
 def search(
@@ -204,7 +205,7 @@ def search(
         total += count
         if total > bounds.limit:
             raise too_many(name, threshold, bounds.limit)
-    tables = map(pq.read_table, local_paths([tile_search.path(tile) for tile in work]))
+    tables = map(read_table, local_paths([tile_search.path(tile) for tile in work]))
     return concatenated((own["left"].to_numpy(), own["right"].to_numpy(), own["cosine"].to_numpy()) for own in tables)
 
 

@@ -17,6 +17,7 @@ from rayface.curate.cluster.metrics import NOISE, ClusterScores
 from rayface.curate.prune.result import DatasetCounts, JobFacts, Values, has_dataset, has_rows
 from rayface.job_folder import read_job_result
 from rayface.storage import AnyPath
+from rayface.storage.parquet import read_table
 from rayface.tracking.job import Tracked
 
 LABELS = "labels.parquet"
@@ -109,8 +110,7 @@ class ClusterResult:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the cluster of every image: key, cluster (-1: noise), and confidence but for a stream."""
-        with (self.folder / LABELS).open("rb") as file:
-            return pd.read_parquet(file)
+        return read_table(self.folder / LABELS).to_pandas()
 
 
 def read_result(root: AnyPath) -> ClusterResult | None:

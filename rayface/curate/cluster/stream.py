@@ -35,6 +35,7 @@ from rayface.files import write_json
 from rayface.job_folder import exclusive_job_folder
 from rayface.progress import phase
 from rayface.storage import DataError, atomic_stream, on_disk, read_bytes
+from rayface.storage.reads import refuse_extensions
 from rayface.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -231,9 +232,11 @@ def _read(path: Path) -> _State | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as found:
+            keys = pa.ipc.open_stream(found["keys"].tobytes())
+            refuse_extensions(str(path), keys.schema)
             return _State(
                 mixture=OnlineGaussianMixture.load(io.BytesIO(found["mixture"].tobytes())),
-                keys=pa.ipc.open_stream(found["keys"].tobytes()).read_all()["key"].chunks,
+                keys=keys.read_all()["key"].chunks,
                 labels=[found["labels"]],
                 files=[_Taken(**file) for file in json.loads(found["files"].tobytes())],
             )

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from rayface.arrays import Ints
@@ -29,6 +28,7 @@ from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import read_labels
 from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError, split
+from rayface.storage.parquet import read_table
 
 _UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
 
@@ -119,7 +119,7 @@ def _key_at(keys: Iterable[pa.Array], place: int) -> str:
 
 def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple[Selection, int]:
     """Return the kept images, and the number of images in the core set."""
-    table = pq.read_table(core_set, columns=["label", "kept"])
+    table = read_table(core_set, columns=["label", "kept"])
     found = source.find(read_keys(str(core_set)))
     refuse_missing(found, read_keys(str(core_set)), source)
     labels = table["label"].to_numpy()

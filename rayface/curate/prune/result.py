@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayface.job_folder import read_job_result
-from rayface.storage import AnyPath
+from rayface.storage import AnyPath, DataError
+from rayface.storage.parquet import num_rows, read_table
 from rayface.tracking.job import Tracked
 
 CORE_SET = "core_set.parquet"
@@ -135,8 +135,7 @@ class PruneResult:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the decision about every image: key, label, kept, score, suppressed_by, reason."""
-        with (self.folder / CORE_SET).open("rb") as file:
-            return pd.read_parquet(file)
+        return read_table(self.folder / CORE_SET).to_pandas()
 
 
 def _fields_of(kind: type, values: Values) -> dict[str, Any]:
@@ -165,9 +164,8 @@ def _is_complete(root: AnyPath, result: PruneResult) -> bool:
 def has_rows(path: AnyPath, count: int) -> bool:
     """Return whether a file is parquet with this number of rows."""
     try:
-        with path.open("rb") as file:
-            return bool(pq.read_metadata(file).num_rows == count)
-    except (pa.ArrowException, OSError):
+        return num_rows(path) == count
+    except (pa.ArrowException, OSError, DataError):
         return False
 
 

@@ -20,6 +20,7 @@ from rayface.curate.prune.keep_ratio import sample_identities, search_threshold
 from rayface.curate.prune.selection_method import Images, SelectionMethod, ThresholdMethod
 from rayface.curate.work_files import WorkPath, local_paths
 from rayface.ray_tasks import map_unordered
+from rayface.storage.parquet import read_table
 
 _SAMPLE_IMAGES = 50_000
 _SAMPLE_PARTITIONS = 8
@@ -99,7 +100,7 @@ class Selector:
         """Yield the rows of the core set that `decide` has written, partition by partition."""
         folder = self.folder_of(method)
         for path in local_paths([_path(folder, part) for part, _ in self._numbered]):
-            yield pq.read_table(path)
+            yield read_table(path)
 
     def folder_of(self, method: Method) -> WorkPath:
         """Return the folder of the decisions of a method."""
@@ -162,7 +163,7 @@ def _of_identities(images: Images, identities: Ints) -> Images:
 
 def read_kept(folder: WorkPath, part: int) -> Bools:
     """Return which images (n,) of a partition were kept; `folder` is that of the method's decisions."""
-    return pq.read_table(_path(folder, part).local(), columns=["kept"])["kept"].to_numpy()
+    return read_table(_path(folder, part).local(), columns=["kept"])["kept"].to_numpy()
 
 
 def _path(folder: WorkPath, part: int) -> WorkPath:

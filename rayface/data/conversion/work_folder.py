@@ -10,6 +10,7 @@ from typing import Any, overload
 import pyarrow as pa
 
 from rayface.storage import DataError, atomic_stream, is_local, join, locate, make_folder, read_bytes
+from rayface.storage.reads import refuse_extensions
 
 NAME = ".convert"  # below the dataset's folder
 _NOTE = b"rayface"
@@ -77,7 +78,9 @@ def read_table(path: str) -> pa.Table:
     """
     try:
         with pa.memory_map(path) if is_local(path) else pa.BufferReader(read_bytes(path)) as stream:
-            return pa.ipc.open_file(stream).read_all()
+            file = pa.ipc.open_file(stream)
+            refuse_extensions(path, file.schema)
+            return file.read_all()
     except FileNotFoundError:
         rule = "the output must be in a folder that all nodes share, or a URI"
         raise DataError(f"{path}: was written by a task and is missing: {rule}") from None

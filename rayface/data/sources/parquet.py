@@ -23,12 +23,11 @@ from rayface.data.sources.image_file import has_image_suffix
 from rayface.data.sources.parquet_files import find_files
 from rayface.data.sources.parquet_rows import RowReaders, mean_bytes
 from rayface.storage import DataError, join, one_line
-from rayface.storage.parquet import open_parquet
+from rayface.storage.parquet import MAX_TEXT, open_parquet
 
 _LABELS = ("label", "labels", "identity", "identity_id", "person", "person_id", "subject", "subject_id", "class", "cls")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _KEYS = ("key", "__key__")
-_MAX_TEXT = 4096  # bytes of a label, path or key: a dictionary repeats a long one for millions of rows
 _REMEDY = "set convert.options.label=NAME of another column"
 
 
@@ -113,8 +112,8 @@ class ParquetSource(DatasetSource):
         wanted = [column for column in (columns.label, columns.path, columns.key) if column]
         with _opened(path, wanted) as file:
             num_rows = file.metadata.row_group(group).num_rows
-            if (long := next((name for name in wanted if mean_bytes(file, group, name) > _MAX_TEXT), None)) is not None:
-                raise DataError(f"{path}: {long}: its values have more than {_MAX_TEXT:,} bytes: {_REMEDY}")
+            if (long := next((name for name in wanted if mean_bytes(file, group, name) > MAX_TEXT), None)) is not None:
+                raise DataError(f"{path}: {long}: its values have more than {MAX_TEXT:,} bytes: {_REMEDY}")
             try:
                 table = file.read_row_group(group, columns=wanted)
             except (pa.ArrowException, OSError) as error:
@@ -168,7 +167,7 @@ class ParquetSource(DatasetSource):
 def _opened(path: str, with_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     """Open a parquet file, columns of text as dictionaries; DataError if it is none."""
     try:
-        return open_parquet(path, read_dictionary=list(with_dictionary))
+        return open_parquet(path, max_value=None, read_dictionary=list(with_dictionary))
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -245,8 +244,8 @@ def _text(path: str, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return values, in texts \\xff for a byte that is not UTF-8; DataError for texts that are too long for names."""
     for chunk in values.chunks:
         texts = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
-        if not pa.types.is_integer(texts.type) and (pc.max(pc.binary_length(texts)).as_py() or 0) > _MAX_TEXT:
-            raise DataError(f"{path}: {column}: a value has more than {_MAX_TEXT:,} bytes: {_REMEDY}")
+        if not pa.types.is_integer(texts.type) and (pc.max(pc.binary_length(texts)).as_py() or 0) > MAX_TEXT:
+            raise DataError(f"{path}: {column}: a value has more than {MAX_TEXT:,} bytes: {_REMEDY}")
     try:
         values.validate(full=True)
     except pa.ArrowInvalid:

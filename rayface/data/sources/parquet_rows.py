@@ -108,11 +108,11 @@ class _RowReader:
 
     def _opened(self) -> Iterator[pa.RecordBatch]:
         """Open the file and return the batches of its row group."""
-        self._file = open_parquet(self._path, buffer_size=_BUFFER)
+        self._file = open_parquet(self._path, max_value=None, buffer_size=_BUFFER)
         mean = mean_bytes(self._file, self._group, self._column)
         if mean < _SMALLEST:
             self._file.close()
-            self._file = open_parquet(self._path, buffer_size=_BUFFER, read_dictionary=[self._column])
+            self._file = open_parquet(self._path, max_value=None, buffer_size=_BUFFER, read_dictionary=[self._column])
         rows = max(1, min(_BATCH, int(_BATCH_BYTES / max(1.0, mean))))
         return self._file.iter_batches(rows, row_groups=[self._group], columns=[self._column])
 
