@@ -6,9 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct, scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -20,9 +18,25 @@ _NUM_NAMED = 3  # maximum number of names that an error lists
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _CONTAINERS = ("state_dict_backbone", "state_dict", "model")  # keys in training checkpoints, arcface_torch's first
-# NumPy scalars, which training checkpoints hold beside the weights; loading them runs no code.
-_NUMBERS: list[Any] = [scalar, _reconstruct, np.ndarray, np.dtype]
-_NUMBERS += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "bool")]
+
+
+class _Ignored:
+    """Stands for a NumPy value, which training checkpoints hold beside the weights: it keeps nothing.
+
+    NumPy's own constructors trust their arguments: a file can have them use memory that is free, or any address.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_IGNORED = [(_Ignored, f"numpy.{name}") for name in ("dtype", "ndarray")]
+_IGNORED += [
+    (_Ignored, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")
+]
 
 
 def load_backbone(name: str, path: str | Path, *, embedding_size: int | None = None, **arguments: Any) -> nn.Module:
@@ -99,7 +113,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(_IGNORED)):
             warnings.simplefilter("ignore")  # formats that torch warns of are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

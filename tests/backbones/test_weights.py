@@ -1,7 +1,10 @@
 """load_backbone: files that fit, and what it says of those that do not."""
 
 import pickle
+import subprocess
+import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +189,28 @@ def test_read_weights_of_a_dict_of_other_things_raises(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "log.pt")
     with pytest.raises(ValueError, match="must map names to tensors"):
         load_backbone("mini", tmp_path / "log.pt", **SMALL)
+
+
+def test_read_weights_of_a_file_that_builds_numpy_objects_builds_none(tmp_path: Path) -> None:
+    """NumPy would use the eight letters A as the address of an object, and the process would die."""
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    dtype, ndarray = b"cnumpy\ndtype\n", b"cnumpy\nndarray\n"
+    record = dtype + b"](" + text("a") + text("O") + b"\x86e\x85Rq\x02"
+    array = b"cnumpy._core.multiarray\n_reconstruct\n" + ndarray + b"K\x00\x85" + text("b") + b"\x87Rq\x04"
+    array += b"(K\x01)h\x02\x89](" + text("x") + b"\x85etb"
+    freed = b"cnumpy._core.multiarray\nscalar\nh\x02h\x04\x86Rq\x05"
+    integers = dtype + text("i8") + b"\x85Rq\x06"
+    address = b"c_codecs\nencode\n" + text("A" * 8) + text("latin1") + b"\x86R"
+    body = b"\x80\x02(" + record + array + freed + integers + b"h\x04(K\x01)h\x06\x89" + address + b"tb"
+    path = tmp_path / "evil.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", body + ndarray + b"h\x05h\x06\x86Rt.")
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    code = f"from rayface.backbones.weights import read_weights; read_weights({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"ValueError: weights {path} is not a state dict")
