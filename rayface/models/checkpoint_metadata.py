@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import pickle
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, cast
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -60,7 +60,10 @@ class MetadataReader(FileSystemReader):
         return self._metadata
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python, whose operations can be replaced
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
     def find_class(self, module: str, name: str) -> Any:
         """Return one of the classes that describe tensors, or a dtype; nothing else is imported."""
         if (module, name) in _ADMITTED:
@@ -69,6 +72,20 @@ class _Unpickler(pickle.Unpickler):
         if isinstance(dtype, torch.dtype):
             return dtype
         raise pickle.UnpicklingError(f"{module}.{name} does not describe a tensor")
+
+    def load_build(self) -> None:
+        """Set the fields of an instance; pickle's own also sets attributes of classes, such as pathlib's."""
+        state, inst = self.stack.pop(), self.stack[-1]
+        if type(inst) is TensorProperties and type(state) is tuple:
+            TensorProperties.__setstate__(inst, state)
+        elif type(inst) in (*_CLASSES, _StorageInfo) and type(state) is dict:
+            if any(type(name) is not str or name.startswith("_") for name in state):
+                raise pickle.UnpicklingError(f"{type(inst).__name__} with other names than of fields")
+            vars(inst).update(state)
+        else:
+            raise pickle.UnpicklingError(f"{type(inst).__name__} with a {type(state).__name__} as its state")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _read(file: IO[bytes], path: str) -> Metadata:

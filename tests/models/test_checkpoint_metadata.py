@@ -4,12 +4,13 @@ import os
 import pickle
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.serialization import _get_layout
 from typer.testing import CliRunner
 
 from rayface import config as configs
@@ -120,3 +121,39 @@ def test_verbs_of_a_checkpoint_with_hostile_metadata_end_with_one_line(folder: P
     assert "does not describe a tensor" in str(done.exception)
     assert done.output == ""
     assert not mark.exists()
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+NAMES = {
+    "path": (b"cpathlib\nPosixPath\n", "PurePosixPath._str", lambda: PurePosixPath("a")),
+    "class": (b"ctorch.distributed.checkpoint.metadata\nMetadata\n", "Metadata.version", lambda: Metadata({})),
+    "size": (b"ctorch\nSize\n", "Size.x", lambda: torch.Size([1])),
+    "function": (b"ctorch.serialization\n_get_layout\n", "function.x", lambda: _get_layout),
+}
+
+
+@pytest.mark.parametrize("slots", [True, False], ids=["slots", "dict"])
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata_that_sets_attributes_of_classes_is_refused_and_sets_none(
+    folder: Path, name: str, slots: bool
+) -> None:
+    code, attribute, instance = NAMES[name]
+    key = attribute.partition(".")[2]
+    before = getattr(instance(), key, None)
+    state = b"}" + text(key) + text("elsewhere") + b"s"
+    replace_metadata(folder, b"\x80\x02" + code + (b"N" + state + b"\x86" if slots else state) + b"b0" + b"N.")
+    with pytest.raises(ValueError, match=r"cannot be read: .* as its state: use another checkpoint$"):
+        reader_of(folder).read_metadata()
+    assert getattr(instance(), key, None) == before
+
+
+def test_metadata_with_methods_as_fields_is_refused(folder: Path) -> None:
+    def method(metadata: Metadata) -> None:
+        metadata.__dict__["__setstate__"] = torch.Size
+
+    replace_metadata(folder, changed(folder, method))
+    with pytest.raises(ValueError, match="Metadata with other names than of fields"):
+        reader_of(folder).read_metadata()
