@@ -13,6 +13,7 @@ The command line is `rayface --help`. From Python:
 Everything is imported when it is first used.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ __all__ = [
     "train",
     "tune",
 ]
+
+# OpenCV's own limit, which it reads once when it is loaded: that of rayface.data.decode, for headers read otherwise.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 
 _MODULES = ("backbones", "heads")
 _FUNCTIONS = {

@@ -95,7 +95,10 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
     if name == "HEIF":
         # OpenCV's AVIF ignores the rotation that these files carry, and it has no HEIC.
         raise ValueError("HEIC and AVIF are not read: save it as JPEG or PNG")
-    _refuse_huge(*_claimed_size(name, data))
+    height, width = _claimed_size(name, data)
+    if not height * width:
+        raise ValueError(f"{name} that cannot be decoded: its header has no size")
+    _refuse_huge(height, width)
     try:
         # OpenCV's orientation depends on its version, so apply it here; OpenCV always applies TIFF's.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -107,7 +110,7 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
 
 
 def _claimed_size(name: str, data: bytes) -> tuple[int, int]:
-    """Return height and width that a header claims; (0, 0) if it cannot be parsed, which OpenCV then refuses."""
+    """Return height and width that a header claims; (0, 0) if it cannot be parsed."""
     if name == "PNG":
         width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
         return height, width

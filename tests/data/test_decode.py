@@ -3,6 +3,8 @@
 import io
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -84,6 +86,13 @@ def tiff_of(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def odd_bitmap_of(width: int, height: int) -> bytes:
+    """A bitmap with a longer header, which Pillow cannot read and OpenCV can."""
+    start = 14 + 44 + 1024
+    head = struct.pack("<IiiHHIIiiII", 44, width, height, 1, 8, 1, 4, 0, 0, 256, 0) + bytes(4 + 1024)
+    return b"BM" + struct.pack("<IHHI", start + 66, 0, 0, start) + head + b"\0\1" + bytes(64)
+
+
 def gif_of(width: int, height: int) -> bytes:
     frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00;"
     return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + frame
@@ -96,6 +105,20 @@ def test_decode_of_a_small_file_of_many_pixels_is_refused_before_memory_is_taken
     with pytest.raises(ValueError, match="pixels, more than"):
         decode_image(made(side, side), 112)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_decode_of_a_header_that_only_opencv_can_read_is_refused():
+    with pytest.raises(ValueError, match="BMP that cannot be decoded: its header has no size"):
+        decode_image(odd_bitmap_of(12_000, 12_000), 112)
+
+
+def test_opencv_itself_refuses_what_decode_refuses():
+    code = (
+        "import sys, rayface, cv2, numpy as np\n"
+        "cv2.imdecode(np.frombuffer(sys.stdin.buffer.read(), np.uint8), cv2.IMREAD_COLOR)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=odd_bitmap_of(12_000, 12_000), capture_output=True)
+    assert b"CV_IO_MAX_IMAGE_PIXELS" in done.stderr
 
 
 def encoded(image: np.ndarray, kind: str, turn: int | None = None, **options) -> bytes:
