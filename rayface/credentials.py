@@ -6,6 +6,7 @@ those of the environment.
 """
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 _MASK = "***"
-_URI = re.compile(r"([A-Za-z][\w+.-]*)://((?:(?![A-Za-z][\w+.-]*://)\S)*)")
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*\Z")
+_LONGEST_SCHEME = 32  # characters
+_WORD = re.compile(r"\S*")
 _WITH_PORT = {"http", "https", "hdfs", "viewfs"}  # paths after host and port may contain an @
 _WITH_CONTAINER = {"abfs", "abfss"}  # the user part is the container
 _WITH_TOKEN = re.compile(r"https?|s3\w?|gs|gcs")  # a user without a password may be a token
@@ -23,7 +26,8 @@ _SECRET = (
     r"|private[_-]?key|storage[_-]?key)[\w.%-]*|(?:[\w.%-]*[_.-])?(?:pass|pw|psw|key|auth|jwt|pat|sas|sig|bearer)"
     r"|authorization|code"
 )
-_PARAMETER = re.compile(rf"([?&;#](?:{_SECRET})=)([^&\s]*)", re.IGNORECASE)
+_PARAMETER = re.compile(r"[?&;#]([\w.%-]++)=")
+_VALUE = re.compile(r"[^&\s]*")
 # A variable in the text of an error or a command. Its end is found once, and a quoted value has an end, so that no long
 # word or line is searched from each letter.
 _LONGEST = 4096
@@ -59,9 +63,36 @@ def mask(text: str) -> str:
 def _mask(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
         text = text.replace(secret, _MASK)
-    if "://" in text:  # an image in base64 is one long word, in which the search would start at every letter
-        text = _URI.sub(_masked_uri, text)
-    return _ASSIGNED.sub(_masked_value, _PARAMETER.sub(rf"\1{_MASK}", text))
+    return _ASSIGNED.sub(_masked_value, _mask_parameters(_mask_uris(text)))
+
+
+def _mask_uris(text: str) -> str:
+    """Mask every scheme://rest; a rest ends at white space or at the next scheme."""
+    # From each :// to its left: in an image in base64, one long word, a search would start at every letter.
+    found, last, at = [], 0, text.find("://")
+    while at >= 0:
+        if scheme := _SCHEME.search(text, max(last, at - _LONGEST_SCHEME), at):
+            found.append((scheme.start(), at))
+        last = at + 3
+        at = text.find("://", last)
+    parts, done = [], 0
+    for (start, at), (end, _) in itertools.pairwise([*found, (len(text), 0)]):
+        word = _WORD.match(text, at + 3, end)
+        assert word is not None
+        parts += [text[done:start], _masked_uri(text[start:at], word[0])]
+        done = word.end()
+    return "".join([*parts, text[done:]])
+
+
+def _mask_parameters(text: str) -> str:
+    parts, done = [], 0
+    for found in _PARAMETER.finditer(text):
+        if found.start() >= done and is_secret_name(found[1]):
+            value = _VALUE.match(text, found.end())
+            assert value is not None
+            parts += [text[done : found.end()], _MASK]
+            done = value.end()
+    return "".join([*parts, text[done:]])
 
 
 def _secrets() -> tuple[str, ...]:
@@ -75,7 +106,7 @@ def _secrets() -> tuple[str, ...]:
     return tuple(sorted(found, key=len, reverse=True))
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def is_secret_name(name: str) -> bool:
     """Return whether a parameter or environment variable of this name may hold a secret."""
     return re.fullmatch(_SECRET, name, re.IGNORECASE) is not None
@@ -147,14 +178,13 @@ def _masked_value(found: re.Match[str]) -> str:
     return f"{found[found.lastindex or 0]}{_MASK}"
 
 
-def _masked_uri(found: re.Match[str]) -> str:
-    scheme, rest = found[1], found[2]
+def _masked_uri(scheme: str, rest: str) -> str:
     end = _end_of_login(scheme, rest, widest=True)
     if end < 0:
-        return found[0]
+        return f"{scheme}://{rest}"
     user, colon, _ = rest[:end].partition(":")
     if not colon and not _WITH_TOKEN.fullmatch(scheme):
-        return found[0]
+        return f"{scheme}://{rest}"
     if scheme in _WITH_CONTAINER:
         return f"{scheme}://{user}:{_MASK}{rest[end:]}"
     return f"{scheme}://{_MASK}{rest[end:]}"

@@ -118,9 +118,18 @@ def test_mask_of_a_text_without_a_secret_returns_it(text):
     assert not is_masked(text)
 
 
-@pytest.mark.parametrize("letters", ["a", "A", "SECRET", "A_TOKEN ", "'A_TOKEN", "A_TOKEN:  "])
+@pytest.mark.parametrize(
+    "letters", ["a", "A", "SECRET", "A_TOKEN ", "'A_TOKEN", "A_TOKEN:  ", "x://a", "?passw", "s3://"]
+)
 def test_mask_of_a_text_of_a_million_letters_returns_it(letters):
     text = letters * (10**6 // len(letters))  # a search from each letter would take hours
+    assert mask(text) == text
+
+
+@pytest.mark.parametrize("start", ["x://", "x://y ", "?", "?passw"])
+@pytest.mark.parametrize("letters", ["a", "passw", "a.", "%a"])
+def test_mask_of_a_long_word_after_the_start_of_a_uri_or_parameter_returns_it(start, letters):
+    text = start + letters * (10**6 // len(letters))
     assert mask(text) == text
 
 
