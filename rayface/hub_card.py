@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import yaml
 
@@ -10,6 +10,7 @@ from rayface.credentials import masked
 
 CARD = "README.md"
 _MARK = "---"
+_MOST_LEVELS = 100
 # Identifiers that the Hub knows; every other licence is `other` with its name.
 _LICENCES = frozenset(("apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0", "mit"))
 
@@ -34,9 +35,22 @@ def front_matter(card: bytes) -> Mapping[str, object]:
     text = "\n".join(lines[1 : 1 + ends.index(_MARK)])
     try:
         # The loader in C is ten times as fast; a card may list a million names of classes.
-        found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        _check(yaml.parse(text, loader))
+        found = yaml.load(text, loader)
     except yaml.YAMLError as error:
         raise ValueError(f"its front matter is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(found, Mapping | None):
         raise ValueError("its front matter is not a mapping")
     return found or {}
+
+
+def _check(events: Iterable[yaml.Event]) -> None:
+    """Refuse what makes the loader in C end the process, or a few lines stand for billions of values."""
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("its front matter has aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_LEVELS:
+            raise ValueError(f"its front matter has more than {_MOST_LEVELS} levels")

@@ -3,6 +3,7 @@
 YAML itself guesses types: 0100 is 64, 1:30 is 90, no is false, 2024-01-01 is a date. Here only null is recognised.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ _UNSEEN = {
     ord(sign): sign.encode("unicode_escape").decode()
     for sign in (*(chr(code) for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"), *_DIRECTION_MARKS)
 }
+_MOST_VALUES = 100_000  # of a YAML file; a few lines of aliases can stand for billions
 _LONGEST_SHOWN = 200  # characters of a value in a message
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _INTEGER = re.compile(r"[-+]?\d+")
@@ -28,7 +30,24 @@ _ITEM = re.compile(r"""\s*(?:("(?:[^"\\]|\\.)*")|'((?:[^']|'')*)'|([^,]*?))\s*(?
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that reads plain scalars as text, except null, and refuses duplicate keys."""
+    """YAML loader that reads plain scalars as text, except null, and refuses duplicate keys and too many values."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._sizes: dict[Any, int] = {}  # of a node, with what aliases in it stand for
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias, line = self.check_event(yaml.AliasEvent), self.peek_event().start_mark.line + 1
+        node = super().compose_node(parent, index)
+        if not is_alias:
+            inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+            parts = itertools.chain.from_iterable(inner) if isinstance(node, yaml.MappingNode) else inner
+            self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
+        if node not in self._sizes:
+            raise ValueError(f"line {line}: is an alias of what it is in: write the values out")
+        if self._sizes[node] > _MOST_VALUES:
+            raise ValueError(f"line {line}: has more than {_MOST_VALUES:,} values, with aliases: write fewer")
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -38,7 +57,9 @@ class _Loader(yaml.SafeLoader):
                 continue
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise ValueError(f"line {line}: {key.value}: is given twice, first in line {lines[key.value]}")
+                raise ValueError(
+                    f"line {line}: {key.value}: is given twice, first in line {lines[key.value]}: keep one of them"
+                )
             lines[key.value] = line
         return node
 
@@ -53,7 +74,7 @@ def read_yaml(path: Path) -> Tree:
     """Return the keys and values of a YAML file, with scalars as text.
 
     Raises:
-        ValueError: one line with the file; also for duplicate keys.
+        ValueError: one line with the file; also for duplicate keys and too many values.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
@@ -64,7 +85,9 @@ def read_yaml(path: Path) -> Tree:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not YAML: it is not UTF-8 text") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}: keep one of them") from error
+        raise ValueError(f"{path}: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply: write fewer levels") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -114,7 +137,7 @@ def parse_mapping(text: str) -> Tree:
     """
     try:
         tree = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
         raise ValueError("must be keys and values as '{m1: 1, m2: 0.3}'")

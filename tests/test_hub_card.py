@@ -33,7 +33,14 @@ def test_front_matter_of_a_card_without_any_is_empty(card: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [", "is not YAML"), ("- a", "not a mapping"), ("!!python/object:os.x {}", "YAML")]
+    ("text", "words"),
+    [
+        ("a: [", "is not YAML"),
+        ("- a", "not a mapping"),
+        ("!!python/object:os.x {}", "YAML"),
+        ("a: " + "[" * 10**5, "100 levels"),
+        ("a: &a [1]\nb: *a", "aliases"),
+    ],
 )
 def test_front_matter_that_is_no_mapping_is_one_line(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:

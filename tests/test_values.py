@@ -65,6 +65,32 @@ def test_read_yaml_of_a_key_given_twice_names_file_and_line(tmp_path, text, mess
     assert "\n" not in str(caught.value)
 
 
+BOMB = "z0: &z0 [x, x]\n" + "".join(f"z{n}: &z{n} [{', '.join([f'*z{n - 1}'] * 9)}]\n" for n in range(1, 12))
+MERGED = BOMB.replace("[x, x]", "{a: x}").replace("[", "{<<: [").replace("]", "]}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "line 6: has more than 100,000 values, with aliases"),
+        (MERGED, "line 6: has more than 100,000 values, with aliases"),
+        ("a: &a\n  b: *a\n", "line 2: is an alias of what it is in"),
+        ("a: " + "[" * 10_000 + "]" * 10_000, "is nested too deeply"),
+    ],
+)
+def test_read_yaml_of_few_lines_for_many_values_is_one_line(tmp_path, text, message):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.yaml: {message}[^\n]*$"):
+        read_yaml(file)
+
+
+def test_read_yaml_of_aliases_is_what_they_stand_for(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("x: &x {a: 1}\ny: {<<: *x, b: [*x, *x]}\n")
+    assert read_yaml(file) == {"x": {"a": "1"}, "y": {"a": "1", "b": [{"a": "1"}] * 2}}
+
+
 def test_read_yaml_of_a_file_that_is_no_text_is_refused(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_bytes(b"\xff\xfe\x80")

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayface.data.shards.tar import Fetch
 
+_MAX_SIDES = 32  # NumPy's
 _BYTE_TYPES = {"u1": "u1", "|u1": "u1", "b1": "b1", "|b1": "b1", "?": "b1"}
 
 
@@ -84,13 +85,14 @@ def byte_array(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = 
     """
     if not isinstance(dtype, DType) or not isinstance(data, bytes | Span) or not isinstance(shape, tuple):
         raise PickleError("an array of other objects than bytes and bools")
+    size = len(data) if isinstance(data, bytes) else data.size
+    is_raw = isinstance(data, bytes) or data.coding == "raw"
+    # Integers of a pickle may have any number of digits, whose product takes hours.
+    if len(shape) > _MAX_SIDES or not all(type(side) is int and 0 <= side <= max(1, size) for side in shape):
+        raise PickleError(f"an array with {size} bytes of a shape that is not of integers from 0 to that")
     wide = sum(side != 1 for side in shape) > 1
     if wide and text_of(order) != "C":
         raise PickleError("an array in Fortran order")
-    size = len(data) if isinstance(data, bytes) else data.size
-    is_raw = isinstance(data, bytes) or data.coding == "raw"
-    if not all(type(side) is int and side >= 0 for side in shape):
-        raise PickleError("an array of a shape that is not of integers from 0")
     if is_raw and math.prod(shape) != size:
         raise PickleError(f"an array of shape {str(shape)[:60]} with {size} bytes")
     return Array(dtype.code, shape, data)

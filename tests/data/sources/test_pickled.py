@@ -163,3 +163,11 @@ def test_read_pickle_of_endless_opcodes_ends(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("rayface.data.sources.pickled._MAX_OPCODES", 1000)
     with pytest.raises(PickleError, match="more than 1000 opcodes"):
         read(b"]" + b"N" * 5000)
+
+
+def test_read_pickle_of_an_array_with_many_large_sides_is_refused_at_once() -> None:
+    sides = b"\x8a\xff" + b"\x7f" * 255 + b"q\x01" + b"h\x01" * 1499
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01("
+    data = b"\x80\x02" + array + sides + b"tcnumpy\ndtype\nU\x02u1\x85R\x89U\x01xtb."
+    with pytest.raises(PickleError, match="an array with 1 bytes of a shape that is not of integers from 0 to that"):
+        read(data)
