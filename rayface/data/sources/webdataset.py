@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from rayface.storage import (
 )
 
 _COPY_BYTES = 4 << 20
+_MAX_RATIO, _MAX_MORE = 100, 1 << 30  # bytes of an unpacked tar: this multiple of the packed ones, and these
 _UNPACKING = threading.Lock()  # threads of a process read one tar
 _TAR_SUFFIX = re.compile(r"\.tar(\.\w+)?$|\.t\w+$", re.IGNORECASE)
 
@@ -114,8 +114,18 @@ class WebDatasetSource(DatasetSource):
 def _unpack(path: str, codec: str, copy: str) -> None:
     filesystem, inside = locate(path)
     try:
+        left = _MAX_RATIO * filesystem.get_file_info(inside).size + _MAX_MORE
         with filesystem.open_input_stream(inside, compression=codec) as stream, atomic_stream(copy) as file:
-            shutil.copyfileobj(stream, file, _COPY_BYTES)
+            while data := stream.read(_COPY_BYTES):
+                left -= len(data)
+                if left < 0:
+                    raise DataError(
+                        f"{path}: unpacks to more than {_MAX_RATIO} times its size, which no tar of images does: "
+                        "remove it, or unpack it yourself"
+                    )
+                file.write(data)
+    except DataError:
+        raise
     except (pa.ArrowException, OSError) as error:
         reason = f"cannot be unpacked into {copy} ({one_line(error)})"
         raise DataError(f"{path}: {reason}: replace the file or remove it") from None

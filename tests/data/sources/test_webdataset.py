@@ -24,6 +24,7 @@ from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
+from rayface.data.sources import webdataset as webdataset_source
 from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
 from rayface.storage import DataError, paths, write_bytes
@@ -128,6 +129,16 @@ def test_webdataset_tars_of_every_shape_become_one_label_space(tmp_path: Path, m
         for sample in webdataset.WebDataset(shard.path, shardshuffle=False)
     ]
     assert sorted(read) == sorted(found(tmp_path / "out"))
+
+
+def test_webdataset_tar_that_unpacks_to_far_more_is_refused_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webdataset_source, "_MAX_MORE", 1 << 20)
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(bytes(8 << 20)))
+    with pytest.raises(DataError, match=r"b\.tar\.gz: unpacks to more than 100 times its size"):
+        webdataset_source._unpack(str(tmp_path / "b.tar.gz"), "gzip", str(tmp_path / "copy.tar"))
+    assert [path.name for path in tmp_path.iterdir()] == ["b.tar.gz"]
 
 
 def test_webdataset_single_compressed_tar_keeps_its_keys(tmp_path: Path) -> None:
