@@ -98,12 +98,17 @@ class FolderSource(DatasetSource):
 
     def _walk(self, folder: str, faults: FaultLog) -> Iterator[str]:
         """Yield the files below root/folder, relative to root."""
-        for entry in self._entries(folder, faults):
-            path = f"{folder}/{entry.name}"
-            if entry.is_dir():
-                yield from self._walk(path, faults)
+        waiting = [(folder, self._entries(folder, faults))]  # no recursion: folders may be nested very deeply
+        while waiting:
+            folder, entries = waiting[-1]
+            entry = next(entries, None)
+            if entry is None:
+                waiting.pop()
+            elif entry.is_dir():
+                path = f"{folder}/{entry.name}"
+                waiting.append((path, self._entries(path, faults)))
             else:
-                yield path
+                yield f"{folder}/{entry.name}"
 
     def _entries(self, folder: str, faults: FaultLog) -> Iterator[os.DirEntry[str]]:
         """Yield the folders and regular files to read in a folder, by name."""

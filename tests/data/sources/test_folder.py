@@ -158,3 +158,19 @@ def test_folder_by_identity_keeps_two_unicode_forms_of_a_name_together(people: P
         save(people / name / f"{n}.jpg", picture(n))
     dataset = convert(FolderSource(people), tmp_path / "out", ConvertSettings(layout="by_identity"))
     assert dataset.index.label.tolist() == sorted(dataset.index.label.tolist())
+
+
+def test_folder_of_1500_levels_is_read_to_its_end(people: Path) -> None:
+    levels = [str(people / "deep" / "d")]
+    (people / "deep").mkdir()
+    for _ in range(1500):
+        os.mkdir(levels[-1])
+        levels.append(f"{levels[-1]}/d")
+    save(Path(levels[-1]).with_name("a.png"), picture(1))
+    source = FolderSource(people)
+    source.prepare("")
+    found = source.list_images(0).images["path"].to_pylist()
+    os.remove(f"{levels[-2]}/a.png")
+    for level in reversed(levels[:-1]):  # rmtree is recursive
+        os.rmdir(level)
+    assert b"deep/" + b"d/" * 1500 + b"a.png" in found
