@@ -68,9 +68,9 @@ class Collectives:
         return Layout(counts, self.rank)
 
     def gather(self, local: Tensor, layout: Layout) -> Tensor:
-        """Return the rows of all ranks, (B, k), from (n, k) of each; padded for the transfer if n differs."""
+        """Return the rows of all ranks, contiguous (B, k), from (n, k) of each; padded in transfer if n differs."""
         if self.size == 1:
-            return local
+            return local.contiguous()
         width = max(layout.counts)
         if len(local) < width:
             local = torch.cat([local, local.new_zeros(width - len(local), local.shape[1])])
@@ -93,9 +93,9 @@ class Collectives:
         return values
 
     def gather_labelled(self, local: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return rows (B, k) and labels (B,) int64 of all ranks, by one collective: labels are sent as bits."""
+        """Return rows (B, k) and labels (B,) int64 of all ranks, contiguous; one collective sends labels as bits."""
         if self.size == 1:
-            return local, labels
+            return local.contiguous(), labels.contiguous()
         width, tail = local.shape[1], labels.contiguous().view(local.dtype).view(len(labels), 8 // local.element_size())
         together = self.gather(torch.cat([local, tail], dim=1), layout)
         return together[:, :width].contiguous(), together[:, width:].contiguous().view(torch.int64).view(-1)

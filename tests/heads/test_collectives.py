@@ -33,6 +33,14 @@ def test_collectives_without_a_process_group_return_their_input() -> None:
     assert torch.equal(alone.max_(values.clone()), values)
 
 
+def test_gather_without_a_process_group_makes_rows_contiguous_as_with_one() -> None:
+    alone, columns = Collectives(), torch.arange(8.0).view(2, 4).T
+    layout = alone.layout(4, None)
+    for rows in (alone.gather(columns, layout), alone.gather_labelled(columns, torch.arange(4), layout)[0]):
+        assert rows.is_contiguous()
+        assert torch.equal(rows, columns)
+
+
 @pytest.mark.parametrize("counts", [[4, 4], [3], []])
 def test_layout_with_counts_of_other_ranks_or_rows_raises_one_line(counts: list[int]) -> None:
     with pytest.raises(ValueError, match=r"^counts .* must be the rows of 1 ranks, 4 of rank 0$"):

@@ -14,7 +14,7 @@ from rayface.heads.fused_softmax import check_fused_device
 from tests.heads import head_oracle
 from tests.heads.head_oracle import Case
 from tests.heads.head_ranks import assert_solved, relative, solve, solve_on_ranks
-from tests.heads.small_head import small_head, train
+from tests.heads.small_head import batch, small_head, train
 
 CASES = {case.name: case for case in head_oracle.fused_cases()}
 
@@ -48,6 +48,20 @@ def test_fused_head_run_twice_is_equal_to_the_bit() -> None:
     first, second = small_head(**types), small_head(**types)
     assert train(first, 2) == train(second, 2)
     assert torch.equal(first.centers, second.centers)
+
+
+def test_fused_head_given_columns_that_lie_together_equals_the_chunked_one() -> None:
+    """The kernels address memory by rows: as a network's embeddings may not lie."""
+    together = batch()[0].detach().T.contiguous().T
+    losses, gradients = [], []
+    for kernel in ("chunked", "fused"):
+        embeddings = together.detach().requires_grad_()
+        losses.append(small_head(kernel=kernel).loss(embeddings, batch()[1]))
+        losses[-1].backward()
+        gradients.append(embeddings.grad)
+    assert together.stride() == (1, len(together))
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
 
 
 def test_fused_head_in_bf16_storage_learns_as_the_chunked_one() -> None:
