@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,49 @@ if TYPE_CHECKING:
 
 LARGEST_WIDTH = 512  # a tile's sums fill the registers
 PROGRAMS = 128  # that run side by side: about the multiprocessors of a GPU; a constant, for sums in the same order
-# Rows of the operand that a program holds, in bf16 by the padded width, and of the one that streams past it.
-HELD, HELD_NARROW, STREAMED = 64, 128, 64
-HELD_FP32, STREAMED_FP32 = 32, 16
+MOST_HELD = 128
+
+
+class Multiprocessor(NamedTuple):
+    """What limits the tiles of a kernel."""
+
+    shared_memory: int
+    """Bytes that a program may use."""
+    tensor_memory: bool
+    """Products read and write a memory of their own (Blackwell), for which Triton copies operands once more."""
+
+    @classmethod
+    def of(cls, device: torch.device) -> Multiprocessor:
+        """Ask a GPU; the interpreter has no limits and gets those of an H100."""
+        if device.type != "cuda":
+            return cls(shared_memory=227 * 1024, tensor_memory=False)
+        found = torch.cuda.get_device_properties(device)
+        # AMD's have no larger limit to opt in to
+        shared_memory = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
+        return cls(shared_memory=shared_memory, tensor_memory=found.major in (10, 11))
+
+
+LEAST_SHARED, LARGE_SHARED = 99 * 1024, 163 * 1024  # GPUs of compute capability 8.6 and 8.0
+
+
+class TileRows(NamedTuple):
+    """Rows of the operand that a program holds, and of the one that streams past it in `stages` buffers."""
+
+    held: int
+    streamed: int
+    stages: int = 2
+
+    @classmethod
+    def fitting(cls, limits: Multiprocessor, width: int, dtype: torch.dtype) -> TileRows:
+        """Return the tiles that fit the shared memory; tests compile them for each kind of GPU."""
+        narrow = 2 * width <= LARGEST_WIDTH
+        if dtype == torch.float32:
+            return cls(32, 16)
+        if limits.shared_memory < LARGE_SHARED:
+            return cls(64, 64) if narrow else cls(32, 32)
+        if narrow:
+            return cls(MOST_HELD, 64)
+        return cls(64, 64, stages=1 if limits.tensor_memory else 2)
 
 
 def interpreted() -> bool:
@@ -61,7 +101,7 @@ def check_fused_device(device_type: str) -> None:
 
 
 def check_fused_storage(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a rank's device, or class centers of a type that the kernels do not take.
+    """Refuse a rank's device that the kernels do not fit, or class centers of a type that they do not take.
 
     Raises:
         ValueError: one line.
@@ -71,11 +111,16 @@ def check_fused_storage(device: torch.device, dtype: torch.dtype) -> None:
         raise ValueError("head.kernel 'fused': storage_dtype fp64 must be fp32 or bf16, or set head.kernel=chunked")
     if importlib.util.find_spec("triton") is None:
         raise ValueError("head.kernel 'fused': needs the package triton: install it, or set head.kernel=chunked")
+    if (shared := Multiprocessor.of(device).shared_memory) < LEAST_SHARED:
+        raise ValueError(
+            f"head.kernel 'fused': {device} has {shared} bytes of shared memory per block and must have at least "
+            f"{LEAST_SHARED}, as NVIDIA GPUs since 2020: set head.kernel=chunked"
+        )
 
 
 def partial_bytes(batch: int, width: int) -> int:
     """Return the bytes of the partial sums, at most."""
-    return 4 * max(PROGRAMS * HELD_NARROW, batch) * (width + 2)
+    return 4 * max(PROGRAMS * MOST_HELD, batch) * (width + 2)
 
 
 class FusedSoftmax(ShardSoftmax):
@@ -99,7 +144,7 @@ class FusedSoftmax(ShardSoftmax):
         from rayface.heads.fused_kernels import softmax_sums
 
         batch, width = pending.unit.shape
-        held, streamed = self._tile_rows(width)
+        held, streamed, stages = self._tile_rows(width)
         tile = self._tile(samples=held, classes=streamed, fixed=pending.base is not None)
         across = -(-batch // held)
         step = min(self.chunk_rows(batch), pending.num_rows)
@@ -113,7 +158,7 @@ class FusedSoftmax(ShardSoftmax):
             strip_tiles = -(-len(units) // (streamed * strips))
             operands = (pending.scaled, units, pending.target_places, tops, sums, weighted)
             sizes = (batch, len(units), lo, strip_tiles)
-            softmax_sums[across, strips](*operands, *sizes, tile, **_launch(tile))
+            softmax_sums[across, strips](*operands, *sizes, tile, **_launch(tile, stages))
         running_max = None
         if pending.base is None:
             running_max = tops.amax(0)
@@ -142,21 +187,19 @@ class FusedSoftmax(ShardSoftmax):
         from rayface.heads.fused_kernels import center_gradient
 
         if hi > lo:
-            held, streamed = self._tile_rows(out.shape[1])
+            held, streamed, stages = self._tile_rows(out.shape[1])
             tile = self._tile(samples=streamed, classes=held)
             operands = (pending.scaled, self._units(pending, lo, hi), pending.target_places, factors, out)
             sizes = (len(pending.unit), hi - lo, lo)
-            center_gradient[(-(-(hi - lo) // held),)](*operands, *sizes, tile, **_launch(tile))
+            center_gradient[(-(-(hi - lo) // held),)](*operands, *sizes, tile, **_launch(tile, stages))
         return out
 
     def _units(self, pending: PendingGradient, lo: int, hi: int) -> Tensor:
         units = self.workspace.get("units", (hi - lo, pending.unit.shape[1]), self.product_dtype)
         return self.centers.read_units(pending.block(lo, hi), units, pending.fetched_rows(lo, hi))
 
-    def _tile_rows(self, width: int) -> tuple[int, int]:
-        if self.product_dtype == torch.float32:
-            return HELD_FP32, STREAMED_FP32
-        return (HELD_NARROW if 2 * width <= LARGEST_WIDTH else HELD), STREAMED
+    def _tile_rows(self, width: int) -> TileRows:
+        return TileRows.fitting(Multiprocessor.of(self.centers.device), width, self.product_dtype)
 
     def _tile(self, *, samples: int, classes: int, fixed: bool = True) -> SoftmaxTile:
         from rayface.heads.fused_kernels import SoftmaxTile
@@ -174,6 +217,6 @@ class FusedSoftmax(ShardSoftmax):
         )
 
 
-def _launch(tile: SoftmaxTile) -> dict[str, int]:
+def _launch(tile: SoftmaxTile, stages: int) -> dict[str, int]:
     """Return the options of a launch; the interpreter takes none."""
-    return {} if tile.emulated else {"num_warps": 8, "num_stages": 2}
+    return {} if tile.emulated else {"num_warps": 8, "num_stages": stages}

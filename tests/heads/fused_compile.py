@@ -1,4 +1,4 @@
-"""Compile the fused kernels for an H100 on a machine without one, and not for Triton's interpreter: fused_compile OUT.
+"""Compile the fused kernels for a GPU on a machine without one: fused_compile OUT CAPABILITY SHARED_MEMORY.
 
 A driver that launches nothing stands in for CUDA's, so that the head's own calls are compiled. OUT gets, by kernel, the
 shared memory and the stack of a thread (bytes), and the number of tensor-core products.
@@ -18,17 +18,20 @@ from triton.runtime.jit import JITFunction
 
 from rayface.heads import CosFace
 from rayface.heads.class_centers import CenterOptimizer, ClassCenters
-from rayface.heads.fused_softmax import FusedSoftmax
+from rayface.heads.fused_softmax import FusedSoftmax, Multiprocessor
 from rayface.heads.sharded_softmax import PendingGradient
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-class H100:
+class Driver:
     """The part of a Triton driver that compilation asks."""
 
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self._capability, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -45,17 +48,24 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said.stdout + said.stderr)}
 
 
-def step(width: int, dtype: torch.dtype, margin: CosFace, *, want_maximum_with: bool) -> None:
+def step(
+    width: int,
+    dtype: torch.dtype,
+    margin: CosFace,
+    *,
+    product_dtype: torch.dtype = torch.bfloat16,
+    want_maximum_with: bool,
+) -> None:
     """Make the calls of a step with SGD and sampled rows: sums, gradient, update; sums with a maximum too."""
     count, batch = 40, 20
     optimizer = CenterOptimizer()
     sizes = {"device": torch.device("cpu"), "host_memory": False, "seed": 0, "fused": True}
     centers = ClassCenters(count, width, optimizer=optimizer, dtype=dtype, **sizes)
-    softmax = FusedSoftmax(centers, margin, product_dtype=torch.bfloat16, logit_memory=1)
+    softmax = FusedSoftmax(centers, margin, product_dtype=product_dtype, logit_memory=1)
     unit, rows = torch.zeros(batch, width), torch.arange(0, count, 2)
     pending = PendingGradient(
         unit=unit,
-        scaled=unit.bfloat16(),
+        scaled=unit.to(product_dtype),
         rows=rows,
         num_rows=len(rows),
         positions=torch.arange(3),
@@ -73,7 +83,7 @@ def step(width: int, dtype: torch.dtype, margin: CosFace, *, want_maximum_with: 
     centers.update(rows, gradient, 0.1)
 
 
-def main(out: Path) -> None:
+def main(out: Path, capability: int, shared_memory: int) -> None:
     """Write the resources of each kernel."""
     found: dict[str, Any] = {}
     compiled = JITFunction.run
@@ -81,16 +91,19 @@ def main(out: Path) -> None:
     def compile_only(function: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = compiled(function, *args, grid=grid, warmup=True, **options)
         sizes = resources(kernel.asm["cubin"], out.parent)
-        products = kernel.asm["ptx"].count("wgmma.mma_async")
-        found[f"{function.__name__} {len(found)}"] = {"shared": kernel.metadata.shared, "wgmma": products, **sizes}
+        products = len(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", kernel.asm["ptx"]))
+        found[f"{function.__name__} {len(found)}"] = {"shared": kernel.metadata.shared, "products": products, **sizes}
 
     JITFunction.run = compile_only
-    triton.runtime.driver.set_active(H100())
+    triton.runtime.driver.set_active(Driver(capability))
+    limits = Multiprocessor(shared_memory, tensor_memory=capability in (100, 103, 110))
+    Multiprocessor.of = classmethod(lambda cls, device: limits)  # type: ignore[method-assign,assignment]
     step(512, torch.float32, CosFace(), want_maximum_with=True)
     step(512, torch.bfloat16, CosFace(conflict_threshold=0.4), want_maximum_with=False)
     step(256, torch.float32, CosFace(), want_maximum_with=True)
+    step(512, torch.float32, CosFace(), product_dtype=torch.float32, want_maximum_with=False)
     torch.save(found, out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
