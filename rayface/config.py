@@ -225,7 +225,7 @@ class TrainConfig:
     device: Operational[Literal["auto", "cpu", "cuda"]] = "auto"
     """Device of the workers. auto: a GPU if the cluster has one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the backbone. auto: bf16 if the device has fast bf16 matrix products."""
+    """Precision of the backbone and the teacher. auto: bf16 if the device has fast bf16 products; fp32: no TF32."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
     """Compression of the backbone's gradients between workers."""
     powersgd_rank: Positive = 1

@@ -221,3 +221,13 @@ def object_store(s3_server: ObjectStore, request: pytest.FixtureRequest) -> Obje
     filesystem, root = fs.FileSystem.from_uri(f"{store.uri('')}&allow_bucket_creation=true")
     filesystem.create_dir(root)
     return store
+
+
+@pytest.fixture
+def tf32_products() -> Iterator[None]:
+    """TF32 is allowed in matrix products, as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 allows it in NVIDIA's containers."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rayface import precision
-from rayface.precision import autocast, uses_bf16
+from rayface.precision import autocast, full_float32, uses_bf16
 
 CPU = torch.device("cpu")
 
@@ -49,3 +49,15 @@ def test_autocast_changes_the_type_of_products_only_for_bf16(bf16: bool, dtype: 
     with autocast(CPU, bf16):
         assert (matrix @ matrix).dtype == dtype
     assert (matrix @ matrix).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("tf32_products")
+def test_full_float32_forbids_tf32_and_rounded_sums_and_restores_the_settings() -> None:
+    def allowed() -> tuple[bool, bool, bool]:
+        matmul = torch.backends.cuda.matmul
+        return torch.backends.cudnn.allow_tf32, matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+
+    assert allowed() == (True, True, True)
+    with full_float32():
+        assert allowed() == (False, False, False)
+    assert allowed() == (True, True, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.precision import fast_bf16
+from rayface.precision import fast_bf16, full_float32
 
 _CHUNK = 16_384  # rows per chunk of the check of the norms, and pairs per chunk of exact cosines
 
@@ -208,7 +207,8 @@ class PairTiles:
         found = []
         for _ in range(blocks):
             a, b = (np.sort(random.integers(0, len(self.order), side)) for _ in range(2))
-            scores = (self._gather(a) @ self._gather(b).T).cpu().numpy()
+            with full_float32():
+                scores = (self._gather(a) @ self._gather(b).T).cpu().numpy()
             found.append(scores[self._labels[a][:, None] != self._labels[b]])
         return np.concatenate(found)
 
@@ -242,20 +242,8 @@ class PairTiles:
 
 def _products(rows: torch.Tensor, columns: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
     scores = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-    with _float32_sums():
+    with full_float32():
         return torch.mm(rows, columns.T, out=scores)
-
-
-@contextmanager
-def _float32_sums() -> Iterator[None]:
-    """Make cuBLAS add products of bfloat16 in float32 only; by default, it may round partial sums."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def _keep_upper(scores: torch.Tensor, first_row: int, first_column: int) -> int:

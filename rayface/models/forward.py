@@ -1,7 +1,7 @@
 """Forward pass of evaluation: images to embeddings of length 1 and their norms, with the mirror image added."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 
 from rayface.data.images import normalize
 from rayface.models.embedded import Embedded
+from rayface.precision import autocast, full_float32
 
 
 def embed_images(
@@ -48,7 +49,7 @@ def embed_with_norms(
         batch_size: images per batch; the mirror images double it.
         device: device of the model.
         flip: add the mirror image.
-        amp: "bf16" for autocast; sum and norm are always float32.
+        amp: "bf16" for autocast, None for float32 without TF32; sum and norm are always float32.
         done: called after every batch.
 
     Returns:
@@ -56,12 +57,11 @@ def embed_with_norms(
         embeddings, with `flip` of the mean of the two.
     """
     device = torch.device(device)
-    cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
     parts, norms = [], []
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model), torch.inference_mode(), full_float32():
         for start in range(0, len(images), batch_size):
             batch = normalize(torch.from_numpy(images[start : start + batch_size]).to(device))
-            with cast:
+            with autocast(device, amp == "bf16"):
                 total = model(batch).float()
                 if flip:
                     total = total + model(batch.flip(3)).float()

@@ -17,7 +17,7 @@ from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model
 from rayface.models.model_info import ModelInfo
-from rayface.precision import autocast
+from rayface.precision import autocast, uses_bf16
 from rayface.training.distributed import World
 from rayface.training.teacher_cache import by_class, by_sample
 
@@ -138,13 +138,14 @@ def check_distillation(config: Config, teacher: ModelInfo | None = None) -> None
 
 
 def every_view(config: Config, world: World) -> Teacher:
-    """Embed each augmented image with the teacher: one forward pass of the teacher per step."""
+    """Embed each augmented image with the teacher, in train.precision: one forward pass of the teacher per step."""
     assert config.train.teacher is not None
     model = load_model(config.train.teacher, backbone=config.train.teacher_backbone, device=world.device)
     module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    bf16 = uses_bf16(config.train.precision, world.device)
 
     def targets(images: Tensor, batch: Batch, rows: slice) -> Tensor:
-        with torch.no_grad(), autocast(world.device, images.device.type == "cuda"):
+        with torch.no_grad(), autocast(world.device, bf16):
             embeddings: Tensor = module(images)
         return embeddings.float()
 

@@ -11,7 +11,7 @@ from rayface.data.shards.samples import Fault
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.fault_counter import FaultCounter
 from rayface.data.streaming.sample_order import SampleOrder
-from rayface.precision import uses_bf16
+from rayface.precision import full_float32, uses_bf16
 from rayface.training.builders import data_parallel
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.mirror import Mirror
@@ -114,7 +114,7 @@ class Training:
         """
         if self._done_before():
             return
-        with self.watchdog, self.log.phases():
+        with contextlib.nullcontext() if self.bf16 else full_float32(), self.watchdog, self.log.phases():
             # Requested now: until the first batch has been read, the untrained model is evaluated.
             batches: Iterator[Batch] | None = batches_from(self.step)
             if self.step == 0:

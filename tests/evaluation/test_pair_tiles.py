@@ -98,11 +98,12 @@ def test_screened_tile_of_the_worst_roundings_keeps_exactly_the_pairs_above_a_fl
         assert len(tile.above(exact + below)) == 0
 
 
+@pytest.mark.usefixtures("tf32_products")
 def test_screened_tile_is_summed_in_float32_and_leaves_the_setting_as_it_was(monkeypatch):
     settings, mm, matmul = [], torch.mm, torch.backends.cuda.matmul
 
     def counted(*given, **options):
-        settings.append(matmul.allow_bf16_reduced_precision_reduction)
+        settings.append(matmul.allow_bf16_reduced_precision_reduction or matmul.allow_tf32)
         return mm(*given, **options)
 
     monkeypatch.setattr(torch, "mm", counted)
@@ -110,6 +111,7 @@ def test_screened_tile_is_summed_in_float32_and_leaves_the_setting_as_it_was(mon
     list(PairTiles.of(worst_pair(0.5), [0, 1]).tiles((1, 1), screened=True))
     assert settings == [False] * 3
     assert matmul.allow_bf16_reduced_precision_reduction == before
+    assert matmul.allow_tf32
 
 
 def test_screened_tile_of_the_worst_roundings_has_an_error_near_the_bound():

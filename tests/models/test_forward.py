@@ -19,6 +19,7 @@ class Net(nn.Module):
     def forward(self, images):
         assert not self.training
         assert torch.is_inference_mode_enabled()
+        assert not torch.backends.cudnn.allow_tf32
         return self.layers(images)
 
 
@@ -28,6 +29,7 @@ def test_embed_images_with_flip_is_the_normalised_sum_with_the_mirror_image():
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
     got = embed_images(net, images, batch_size=3)
     assert net.training
+    assert torch.backends.cudnn.allow_tf32
     assert net.layers[0].training
     assert not net.layers[1].training
     layers = net.layers.double().eval()

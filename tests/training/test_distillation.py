@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from rayface.data.synth import synthesize
 from rayface.evaluation.pairs import evaluate_pairs, load_pairs
 from rayface.models.forward import embed_images
 from rayface.models.model_files import load_model
+from rayface.training import distillation
 from rayface.training.checkpointing.progress import DatasetFacts
-from rayface.training.distillation import angular_loss, check_distillation, feature_loss
+from rayface.training.distillation import angular_loss, check_distillation, every_view, feature_loss
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.run_directory import RunDirectory
@@ -65,6 +67,20 @@ def test_distillation_loss_of_an_unknown_target_counts_nothing_and_gives_no_grad
 def test_check_distillation_of_settings_that_exclude_each_other_raises(settings: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_distillation(configs.load("debug", None, settings))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_teacher_of_every_view_computes_in_train_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it took bf16, whatever the student's was."""
+    module, found = torch.nn.Conv2d(3, 4, 3), []
+    module.register_forward_hook(lambda module, given, out: found.append(out.dtype))
+    monkeypatch.setattr(distillation, "load_model", lambda *_, **__: SimpleNamespace(module=module))
+    config = configs.load("debug", None, ["train.teacher=t", f"train.precision={precision}"])
+    teacher = every_view(config, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    images = torch.zeros(2, 3, 8, 8)
+    batch = Batch(step=0, rows=slice(0, 2), images=images, labels=torch.zeros(2, dtype=torch.int64), faults=())
+    assert teacher(images, batch, batch.rows).dtype == torch.float32
+    assert found == [torch.float32 if precision == "fp32" else torch.bfloat16]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
+from rayface.training.train_step import TrainStep
 from tests.ranks import run_ranks
 from tests.training.checkpointing.test_mirror import StoreManager, StoresByNode
 
@@ -53,6 +54,20 @@ def damage(folder: Path) -> None:
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_run_in_fp32_forbids_tf32_in_its_steps(tmp_path, monkeypatch, precision):
+    run, allowed = TrainStep.run, []
+
+    def noted(self: TrainStep, *args, **options) -> float:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(TrainStep, "run", noted)
+    training(tmp_path, f"train.precision={precision}", "train.epochs=0.2").fit(batches_to(1))
+    assert allowed == [precision == "bf16"]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_resume_with_a_corrupt_newest_checkpoint_costs_its_steps_and_nothing_else(tmp_path):
