@@ -128,9 +128,11 @@ class PairTiles:
         self.num_impostor = len(order) * (len(order) - 1) // 2 - self.num_genuine
         self._resident: torch.Tensor | None = None
         if device.type != "cpu":
-            self._resident = torch.cat(
-                [self._read(order[i : i + _CHUNK], slice(i, i + _CHUNK)) for i in range(0, len(order), _CHUNK)]
-            )
+            resident = torch.empty(len(order), embeddings.shape[1], dtype=self._dtype, device=device)
+            for start in range(0, len(order), _CHUNK):
+                chunk = slice(start, start + _CHUNK)
+                resident[chunk] = self._read(order[chunk], chunk)
+            self._resident = resident
 
     @classmethod
     def of(

@@ -1,9 +1,12 @@
 """Tiles of pairs hold every unordered pair once."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
+from rayface.evaluation import pair_tiles
 from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.pair_tiles import SCREEN_ERROR, PairTiles
 
@@ -125,3 +128,20 @@ def test_screened_tile_of_the_worst_roundings_has_an_error_near_the_bound():
 @pytest.mark.parametrize(("size", "kind"), [(3, np.float64), (1025, np.float32)])
 def test_tiles_of_double_precision_or_very_long_embeddings_cannot_be_screened(size, kind):
     assert not PairTiles.of(np.ones((2, size), kind), np.arange(2)).can_screen
+
+
+def test_embeddings_on_an_accelerator_are_copied_chunk_by_chunk(monkeypatch):
+    """Twice their memory would be in use while they are copied, if the chunks lived until the last one."""
+    read, chunks = PairTiles._read, []
+
+    def noted(self, *given):
+        assert [chunk() for chunk in chunks[:-1]] == [None] * len(chunks[:-1])
+        chunks.append(weakref.ref(found := read(self, *given)))
+        return found
+
+    monkeypatch.setattr(PairTiles, "_read", noted)
+    monkeypatch.setattr(pair_tiles, "_CHUNK", 3)
+    embeddings = np.random.default_rng(0).standard_normal((10, 4))
+    tiles = PairTiles(embeddings, np.arange(10), np.arange(10), torch.device("meta"))
+    assert len(chunks) == 4
+    assert tiles._resident.shape == embeddings.shape
