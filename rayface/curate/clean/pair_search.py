@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rayface.arrays import Floats, Ints
 from rayface.curate.clean.stacked_rows import StackedRows
+from rayface.precision import full_float32
 
 Matrix = Floats | StackedRows  # (rows, D) of any norm
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]  # left row, right row, cosine
@@ -138,6 +139,10 @@ class PairSearch:
         Raises:
             ValueError: more pairs than the limit.
         """
+        with full_float32():  # the bounds of the errors are of its sums
+            return self._found(tile)
+
+    def _found(self, tile: Tile) -> Pairs:
         num_rows, num_columns = _BLOCKS.get(self._device, _GPU_BLOCK)
         rows = _operand(self._left, tile.first, tile.last, self._axes, self._device)
         found, total = [], 0

@@ -76,6 +76,22 @@ def test_search_whose_roundings_all_lower_a_cosine_finds_the_pair(product: torch
     assert as_list(search(pair, None, 0.9964)) == [(0, 1)] == [e for e in exact(pair, pair, 0.9964) if e[0] < e[1]]
 
 
+@pytest.mark.usefixtures("tf32_products")
+def test_search_adds_products_in_float32_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU: the bounds of the rounding errors count on it."""
+    matmul, above, settings = torch.backends.cuda.matmul, pair_search._above, []
+
+    def noted(*given: Any) -> Any:
+        settings.append(matmul.allow_tf32 or matmul.allow_bf16_reduced_precision_reduction)
+        return above(*given)
+
+    monkeypatch.setattr(pair_search, "_above", noted)
+    PairSearch("x", drawn(20, 8), None, 0.5, limit=1000)(Tile(0, 20, 0, 20))
+    assert settings == [False]
+    assert matmul.allow_tf32
+    assert matmul.allow_bf16_reduced_precision_reduction
+
+
 def test_search_of_a_pair_exactly_at_the_threshold_does_not_find_it(product: torch.dtype) -> None:
     pair = np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, -0.5]], np.float32)  # cosine .5, without rounding
     assert as_list(search(pair, None, 0.5)) == []
