@@ -37,11 +37,13 @@ class RowPrefetch:
 
     def __init__(self, centers: ClassCenters) -> None:
         self._centers = centers
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="row-prefetch")
         self._pending: _Pending | None = None
         self._given: FetchedRows | None = None
         on_gpu = centers.device.type == "cuda"
         self._stream = torch.cuda.Stream(centers.device) if on_gpu else None
+        # The current device of a new thread is 0: it would open a context there. The stream's device has a number.
+        at_device = () if self._stream is None else (torch.cuda.set_device, (self._stream.device,))
+        self._thread = ThreadPoolExecutor(1, "row-prefetch", *at_device)
         self._host = Workspace(torch.device("cpu"), pinned=on_gpu)
         self._near = Workspace(centers.device)
 

@@ -1,6 +1,7 @@
 """Prefetched rows: used where they are valid, never half written, never used by another loss."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,6 +106,20 @@ def test_prefetch_in_device_memory_or_of_all_rows_fetches_nothing() -> None:
             head.prefetch(torch.zeros(3))
         with pytest.raises(ValueError, match="one per embedding"):
             head.prefetch(torch.zeros(3, 2, dtype=torch.int64))
+
+
+def test_prefetch_of_a_gpu_makes_it_the_current_device_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new thread is at GPU 0 and would open a context there, on every rank."""
+    device, found = torch.device("cuda", 3), []
+    stream = SimpleNamespace(device=device, wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: found.append((device, threading.current_thread())))
+    monkeypatch.setattr(RowPrefetch, "_fetch", lambda self, choose: threading.current_thread())
+    centers = SimpleNamespace(device=device)
+    prefetch = RowPrefetch(centers)
+    prefetch.start(torch.arange(3), (0, 0), lambda: torch.arange(3))
+    assert found == [(device, prefetch._pending.found.result())]
 
 
 def test_prefetch_that_failed_raises_at_the_next_loss(monkeypatch: pytest.MonkeyPatch) -> None:

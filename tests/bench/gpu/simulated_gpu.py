@@ -216,7 +216,7 @@ def _placed(value: Any, there: bool, args: Any) -> Any:
 @contextlib.contextmanager
 def simulated_gpu(*, strict: bool = True) -> Iterator[SimulatedGpu]:
     """Simulate a GPU inside the context."""
-    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    stream = SimpleNamespace(device=CUDA, wait_stream=lambda other: None, synchronize=lambda: None)
     with pytest.MonkeyPatch.context() as patch, SimulatedGpu(strict) as gpu:
         patch.setattr(torch, "Generator", AnyGenerator)
         patch.setattr(prefetch, "ThreadPoolExecutor", InlineExecutor)
