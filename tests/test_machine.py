@@ -1,10 +1,13 @@
-"""What the process may use of this machine, the memory that it keeps, and its end."""
+"""What the process may use of this machine, the memory that it keeps and page-locks, and its end."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from rayface.machine import pin_exact_sizes
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such function")
 
@@ -53,3 +56,43 @@ def test_end_without_exit_handlers_runs_those_of_python_and_keeps_the_status() -
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", _EXIT], capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (3, "True\nPython's own\n")
+
+
+EXACT = "pinned_max_round_threshold_mb:1,pinned_max_cached_size_mb:1"
+OWN = "pinned_max_cached_size_mb:64"
+NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
+@pytest.mark.parametrize(
+    ("torch", "given", "wanted"),
+    [
+        ("2.13.0+cpu", {}, {"PYTORCH_ALLOC_CONF": EXACT}),
+        (
+            "2.14.1",
+            {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+            {"PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:True,{EXACT}"},
+        ),
+        ("2.13.0", {"PYTORCH_CUDA_ALLOC_CONF": OWN}, {"PYTORCH_CUDA_ALLOC_CONF": OWN}),
+        ("2.9.1", {}, {}),
+    ],
+    ids=["unset", "user's settings", "user's pinned memory", "older PyTorch"],
+)
+def test_pin_exact_sizes_adds_to_the_users_settings_of_pytorchs_allocator(
+    monkeypatch: pytest.MonkeyPatch, torch: str, given: dict[str, str], wanted: dict[str, str]
+) -> None:
+    monkeypatch.setattr("rayface.machine.version", lambda _: torch)
+    for name in NAMES:
+        monkeypatch.setenv(name, given.get(name, ""))
+    pin_exact_sizes()
+    assert {name: os.environ[name] for name in NAMES if os.environ[name]} == wanted
+
+
+def test_pin_exact_sizes_after_the_import_of_pytorch_is_what_its_allocator_reads() -> None:
+    """Workers are forked from a process that has imported it."""
+    code = (
+        "import torch, rayface.machine; rayface.machine.pin_exact_sizes(); "
+        "print(torch._C._accelerator_getAllocatorSettings())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == EXACT

@@ -9,7 +9,7 @@ import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
 
-from rayface.machine import keep_freed_memory, num_cpus
+from rayface.machine import keep_freed_memory, num_cpus, pin_exact_sizes
 from rayface.ray_internals.train import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
 from rayface.training.timeouts import JOIN
 
@@ -70,6 +70,8 @@ def _prepare(config: ProcessGroupConfig) -> None:
         local_size = ray.train.get_context().get_local_world_size()
         os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
         keep_freed_memory()
+    else:
+        pin_exact_sizes()
     torch_process_group()
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import ray.train.torch.config
@@ -100,3 +101,16 @@ def test_local_scaling_policy_asks_nobody_for_nodes(monkeypatch: pytest.MonkeyPa
     assert decision.num_workers == 3
     policy._send_resource_request()
     policy._cancel_resource_request()
+
+
+@pytest.mark.parametrize(("backend", "called"), [("nccl", ["pin_exact_sizes"]), ("gloo", ["keep_freed_memory"])])
+def test_prepare_sets_up_memory_of_gpu_and_of_cpu_workers(
+    monkeypatch: pytest.MonkeyPatch, backend: str, called: list[str]
+) -> None:
+    calls: list[str] = []
+    for name in ("pin_exact_sizes", "keep_freed_memory"):
+        monkeypatch.setattr(controller, name, lambda name=name: calls.append(name))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 2))
+    controller._prepare(ProcessGroupConfig(timeout_s=7, backend=backend))
+    assert calls == called
