@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -19,7 +19,33 @@ from rayface.training.distributed import World, average_buffers
 from rayface.training.optim import build_optimizer
 
 AVERAGE = "ema"
-Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+class WeightAverage(AveragedModel):
+    """Running average of the weights, `d average + (1 - d) weights` after each step.
+
+    d is `decay`, and (1 + n) / (10 + n) after n steps where that is less, so that the average forgets the initial
+    weights also in a short run. After the first step the average is the weights. Batch statistics are those of the
+    backbone.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__(net)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average, as the base class does, which starts a kernel for every buffer and waits for the device."""
+        count = int(self.n_averaged)  # on the CPU
+        average, weights = list(self.module.parameters()), list(model.parameters())
+        if count:
+            torch._foreach_lerp_(average, weights, 1 - min(self._decay, (1 + count) / (10 + count)))
+        else:
+            torch._foreach_copy_(average, weights)
+        # One type at a time: other lists are copied tensor by tensor.
+        for dtype in {buffer.dtype for buffer in model.buffers()}:
+            torch._foreach_copy_(*([b for b in net.buffers() if b.dtype == dtype] for net in (self.module, model)))
+        self.n_averaged += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +59,7 @@ class Trained:
     backbone: nn.Module
     head: Head
     optimizer: Optimizer
-    average: AveragedModel | None = None
+    average: WeightAverage | None = None
 
     def start(self, config: Config) -> None:
         """Load backbone.weights, if set, and let the other networks begin as the backbone.
@@ -94,21 +120,5 @@ def build_trained(config: Config, num_classes: int, world: World) -> Trained:
         backbone=backbone,
         head=head,
         optimizer=build_optimizer(optim.name, backbone, **rates),
-        average=None if config.train.ema is None else weight_average(backbone, config.train.ema),
+        average=None if config.train.ema is None else WeightAverage(backbone, config.train.ema),
     )
-
-
-def weight_average(backbone: nn.Module, decay: float) -> AveragedModel:
-    """Return a running average of the weights, `d average + (1 - d) weights` after each step.
-
-    d is `decay`, and (1 + n) / (10 + n) after n steps where that is less, so that the average forgets the initial
-    weights also in a short run. After the first step the average is the weights. Batch statistics are those of the
-    backbone.
-    """
-
-    @torch.no_grad()
-    def move(average: Tensors, weights: Tensors, steps: Tensor | int) -> None:
-        count = int(steps)
-        torch._foreach_lerp_(list(average), list(weights), 1 - min(decay, (1 + count) / (10 + count)))
-
-    return AveragedModel(backbone, multi_avg_fn=move)

@@ -1,8 +1,10 @@
 """What a rank trains: heads with networks of their own and the average of the weights, through loop and checkpoints."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from rayface import config as configs
 from rayface.backbones.registry import BACKBONES
@@ -25,7 +28,7 @@ from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
-from rayface.training.trained import weight_average
+from rayface.training.trained import WeightAverage
 from tests.ranks import run_ranks
 from tests.training.plain_training import FACTS, build_plain, losses
 
@@ -35,6 +38,18 @@ OPTIONS = {
     "dcq": ["head.name=dcq", "head.options.queue_size=20", "head.options.momentum=0.8"],
     "f2c": ["head.name=f2c", "head.options.pool_size=4", "head.options.momentum=0.8"],
 }
+
+
+class Calls(TorchFunctionMode):
+    """Counts calls of PyTorch by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def build_normed(*, embedding_size: int, image_size: int, width: float, dropout: float) -> nn.Module:
@@ -154,9 +169,20 @@ def test_start_with_weights_gives_them_to_every_network(tmp_path: Path) -> None:
     assert net.trained.exported[0] == "ema"
 
 
+def test_weight_average_moves_all_tensors_of_a_type_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(3)])
+    average, calls = WeightAverage(net, 0.4), Calls()
+    with calls:
+        average.update_parameters(net)
+        average.update_parameters(net)
+    assert calls.names["copy_"] == 0
+    assert calls.names["_foreach_copy_"] == 5  # the first weights; twice, statistics and counts of batches
+    assert calls.names["_foreach_lerp_"] == 1
+
+
 def test_weight_average_of_steps_equals_its_definition_with_a_shorter_memory_at_first() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double()
-    average, wanted = weight_average(net, 0.4), []
+    average, wanted = WeightAverage(net, 0.4), []
     for number in range(12):
         with torch.no_grad():
             net[0].weight += number

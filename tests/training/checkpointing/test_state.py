@@ -12,7 +12,7 @@ from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.state import CheckpointFolder, load_rng, load_state, rng_tensors, whole_state
 from rayface.training.distributed import World
-from rayface.training.trained import Trained, weight_average
+from rayface.training.trained import Trained, WeightAverage
 
 
 def test_load_rng_of_saved_generators_continues_them():
@@ -30,7 +30,7 @@ def parts(seed: int, *, average: bool = False) -> Trained:
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
     head = PartialFC(4, 9, CosFace(), sample_rate=0.5, seed=seed)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    return Trained(backbone=net, head=head, optimizer=optimizer, average=weight_average(net, 0.9) if average else None)
+    return Trained(backbone=net, head=head, optimizer=optimizer, average=WeightAverage(net, 0.9) if average else None)
 
 
 def step(trained: Trained, number: int) -> None:
