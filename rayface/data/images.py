@@ -9,6 +9,11 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a small tensor of the CPU to a device; the host does not wait for a GPU, which needs page-locked memory."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def augment(
     images: torch.Tensor,
     rows: slice,
@@ -40,8 +45,9 @@ def augment(
         float32 (n, 3, h, w), normalised to [-1, 1] before the jitter and not clipped after it.
     """
     draws = torch.rand(6, batch_size, generator=generator)[:, rows]
-    mirrored = (draws[0] < 0.5).nonzero()[:, 0].to(images.device)  # on the CPU: no wait for a GPU
-    draws = draws.to(images.device)
+    # nonzero on the CPU: on a GPU the host waits for its size
+    mirrored = to_device((draws[0] < 0.5).nonzero()[:, 0], images.device)
+    draws = to_device(draws, images.device)
     if flip:
         images = images.index_copy(0, mirrored, images.index_select(0, mirrored).flip(2))
     if shift:

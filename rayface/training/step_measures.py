@@ -24,17 +24,22 @@ def measure(embeddings: Tensor, images: Tensor) -> Tensor:
     return torch.stack([norms.mean(), torch.linalg.vector_norm(direction), pixels.mean(), pixels.std()])
 
 
-def by_name(values: Sequence[float], head: Head, labels: Tensor) -> dict[str, float]:
+def classes_used(head: Head) -> int:
+    """Return the number of classes that this rank used; call it after the backward pass of a loss, before its step."""
+    rows = head.last_rows()
+    first, last, _ = head.row_range
+    return last - first if rows is None else rows.numel()
+
+
+def by_name(values: Sequence[float], num_classes: int, labels: Tensor) -> dict[str, float]:
     """Return the measures of a step by name, with the labels of this rank's images and the classes that it used.
 
     Args:
         values: result of `measure`, on the host.
-        head: after the backward pass of a loss and before its step.
+        num_classes: result of `classes_used`.
         labels: (n,), on the host.
     """
-    rows = head.last_rows()
-    first, last, _ = head.row_range
     measures = dict(zip(NAMES, values, strict=True))
     measures["labels_in_batch"] = float(torch.unique(labels).numel())
-    measures["classes_used"] = float(last - first if rows is None else rows.numel())
+    measures["classes_used"] = float(num_classes)
     return measures

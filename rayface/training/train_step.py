@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rayface.config import Config
 from rayface.data.degradations import Degradations, degrade
-from rayface.data.images import augment
+from rayface.data.images import augment, to_device
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.micro_batches import MicroBatch, micro_batches
 from rayface.heads import NonFiniteEmbeddingsError
@@ -22,7 +22,7 @@ from rayface.training.distributed import World
 from rayface.training.optim import scaled_rate
 from rayface.training.recovery.rollback import NotFiniteError
 from rayface.training.recovery.watchdog import Watchdog
-from rayface.training.step_measures import by_name, measure
+from rayface.training.step_measures import by_name, classes_used, measure
 from rayface.training.trained import Trained
 
 _DEGRADATIONS = tuple(field.name for field in fields(Degradations))
@@ -70,6 +70,8 @@ class TrainStep:
         pieces = micro_batches(self.batch_size, self.world.rank, self.world.size, train.max_batch_per_worker)
         separate = train.resize == "rescale_lr"
         value = 0.0
+        pending: list[tuple[float, Tensor]] = []  # shares and losses; one transfer from the device reads all
+        figures, num_classes = Tensor(), 0
         self.trained.optimizer.zero_grad(set_to_none=True)
         for piece in pieces:
             last = piece is pieces[-1]
@@ -79,20 +81,29 @@ class TrainStep:
                 if self.distillation is not None:
                     total = loss + self.distillation(embeddings, images[piece.rows], batch, piece)
                 self.watchdog.at("backward", batch.step, piece.number)
-                total.backward(loss.new_tensor(1.0 if separate else piece.share))
-            value += piece.share * self._fetched(loss, embeddings, images, batch, measured and piece.number == 0)
+                total.backward(torch.full_like(loss, 1.0 if separate else piece.share))
+            pending.append((piece.share, loss.detach()))
+            if measured and piece.number == 0 and embeddings.ndim == 2:  # a head of a plugin may embed nothing
+                figures, num_classes = measure(embeddings, images).to(loss.dtype), classes_used(self.trained.head)
             if last or separate:
-                self._update(value, batch.step, piece, rate_factor * (piece.share if separate else 1.0))
+                added, norm, *found = self._fetch(pending, figures)
+                if found:
+                    self.measures = by_name(found, num_classes, batch.labels)
+                value += added
+                pending, figures = [], Tensor()
+                self._update(value, norm, batch.step, piece, rate_factor * (piece.share if separate else 1.0))
         return value
 
-    def _fetched(self, loss: Tensor, embeddings: Tensor, images: Tensor, batch: Batch, measured: bool) -> float:
-        """Return the value of the loss; measures are fetched by the same transfer from the device."""
-        if not measured or embeddings.ndim != 2:  # a head of a plugin may embed nothing
-            return float(loss.detach())
-        found = measure(embeddings, images).to(loss.dtype)
-        value, *rest = torch.cat([loss.detach().reshape(1), found]).tolist()
-        self.measures = by_name(rest, self.trained.head, batch.labels)
-        return float(value)
+    def _fetch(self, pending: Sequence[tuple[float, Tensor]], figures: Tensor) -> list[float]:
+        """Clip the gradient; return the sum of shares of losses, the gradient's norm, and the figures (n,)."""
+        parameters = self.trained.backbone.parameters()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_norm or math.inf)
+        parts = [*(loss for _, loss in pending), norm, figures]
+        numbers = torch.cat([part.to(self.world.device).reshape(-1) for part in parts]).tolist()
+        value = 0.0
+        for (share, _), number in zip(pending, numbers, strict=False):
+            value += share * number  # `sum` rounds otherwise from Python 3.12 on
+        return [value, *numbers[len(pending) :]]
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return augmented images and labels on the device; all randomness depends on (seed, step) only."""
@@ -113,7 +124,7 @@ class TrainStep:
             contrast=data.contrast,
             saturation=data.saturation,
         )
-        return images.contiguous(memory_format=torch.channels_last), batch.labels.to(device, non_blocking=True)
+        return images.contiguous(memory_format=torch.channels_last), to_device(batch.labels, device)
 
     def _loss(self, images: Tensor, labels: Tensor, piece: MicroBatch, step: int) -> tuple[Tensor, Tensor]:
         """Return the head's loss of a micro-batch, and the embeddings of the backbone's last pass."""
@@ -135,12 +146,10 @@ class TrainStep:
         except NonFiniteEmbeddingsError as error:  # raised on every rank
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
-    def _update(self, value: float, step: int, piece: MicroBatch, rate_factor: float) -> None:
+    def _update(self, value: float, norm: float, step: int, piece: MicroBatch, rate_factor: float) -> None:
         """Update backbone and class centers with the accumulated gradients, and clear the gradients."""
         self.watchdog.at("update", step, piece.number)
         head, optimizer, train = self.trained.head, self.trained.optimizer, self.config.train
-        parameters = self.trained.backbone.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_norm or math.inf)
         if not math.isfinite(value):
             raise NotFiniteError(f"the loss of step {step} is {value}", step=step, bad_from=step)
         if not math.isfinite(norm):

@@ -1,8 +1,10 @@
 """Normalising and augmenting batches of images against slow definitions."""
 
+from types import SimpleNamespace
+
 import torch
 
-from rayface.data.images import augment, normalize
+from rayface.data.images import augment, normalize, to_device
 
 OFF = {"flip": False, "shift": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
@@ -54,3 +56,12 @@ def test_augment_on_any_number_of_ranks_treats_an_image_alike():
     whole = augment(images, slice(0, 6), 6, torch.Generator().manual_seed(9), **options)
     part = augment(images[4:6], slice(4, 6), 6, torch.Generator().manual_seed(9), **options)
     assert torch.equal(whole[4:6], part)
+
+
+def test_to_device_copies_to_a_gpu_from_page_locked_memory_without_a_wait():
+    calls = []
+    pinned = SimpleNamespace(to=lambda *device, **options: calls.append((device, options)) or "there")
+    tensor = SimpleNamespace(pin_memory=lambda: pinned)
+    assert to_device(tensor, torch.device("cuda")) == "there"
+    assert calls == [((torch.device("cuda"),), {"non_blocking": True})]
+    assert to_device(torch.ones(2), torch.device("cpu")).tolist() == [1, 1]

@@ -1,14 +1,18 @@
 """One training step: micro batches, augmentation by step, losses and gradients that are not finite."""
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rayface.data.degradations import Degradations, degrade
 from rayface.data.images import augment
+from rayface.training import train_step
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import NotFiniteError
 from tests.training.plain_training import batches_for, losses, same, state_of, training
@@ -120,6 +124,30 @@ def test_prepare_with_one_augmentation_applies_that_one(tmp_path, key):
     wanted = augment(wanted, batch.rows, size, generator.manual_seed(int(for_augment >> 1)), **options)
     assert torch.equal(net.train_step.prepare(batch)[0], wanted)
     assert (wanted - (batch.images.permute(0, 3, 1, 2) / 127.5 - 1)).abs().max() > 0.1
+
+
+class Reads(TorchFunctionMode):
+    """Records calls of PyTorch that wait for a GPU or copy to one, made by the step itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        waits = name in {"item", "tolist", "new_tensor", "__float__", "__bool__", "__int__", "nonzero"}
+        if waits and sys._getframe(1).f_code.co_filename == train_step.__file__:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [[], ["train.max_batch_per_worker=5"]])
+def test_run_reads_losses_norm_and_measures_of_a_step_from_the_device_at_once(tmp_path, options):
+    net = training(tmp_path, *options)
+    with Reads() as reads:
+        net.train_step.run(next(batches_for(net)(0)), 1.0, measured=True)
+    assert reads.found == ["tolist"]
+    assert net.train_step.measures["embedding_norm"] > 0
 
 
 def test_run_with_embeddings_that_are_not_finite_raises_before_any_weight_moves(tmp_path):
