@@ -182,7 +182,11 @@ class ClassCenters:
         if self._rounding is not None and rows.is_floating_point():
             self._rounding.round_(rows, block, name)
         if not isinstance(block, slice):
-            storage.index_copy_(0, block.to(storage.device), rows.to(storage))
+            if rows.dtype != storage.dtype or rows.device != storage.device:
+                # `_read` has gathered them here, and what it has read is elsewhere
+                space = self._staging or self._workspace
+                rows = space.get(name, (rows.shape[0], rows.shape[1]), storage.dtype).copy_(rows)
+            storage.index_copy_(0, block.to(storage.device), rows)
         elif rows.data_ptr() != storage[block].data_ptr():
             storage[block] = rows
 

@@ -66,9 +66,10 @@ def _host(address: str) -> str:
 
 def _prepare(config: ProcessGroupConfig) -> None:
     """Import PyTorch, which takes a slow disk minutes, before the time for joining begins."""
-    if config.backend == "gloo":  # read when PyTorch is imported; `use_cores` sets it where that is done already
-        local_size = ray.train.get_context().get_local_world_size()
-        os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
+    # Read when PyTorch is imported; `use_cores` sets it where that is done already.
+    local_size = ray.train.get_context().get_local_world_size()
+    os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
+    if config.backend == "gloo":
         keep_freed_memory()
     else:
         pin_exact_sizes()

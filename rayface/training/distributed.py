@@ -25,9 +25,11 @@ class World:
 
 
 def use_cores(world: World) -> None:
-    """Divide the machine's cores among its CPU workers; Ray sets one thread per worker."""
-    if world.device.type == "cpu":
-        torch.set_num_threads(max(1, num_cpus() // world.local_size))
+    """Divide the machine's cores among its workers; Ray sets `train.cpus_per_worker` threads.
+
+    With GPUs too: `head.host_memory` moves the rows of a step in host memory.
+    """
+    torch.set_num_threads(max(1, num_cpus() // world.local_size))
 
 
 def host_group(timeout: timedelta | None) -> dist.ProcessGroup:

@@ -1,7 +1,10 @@
 """Class centers: ranges of ranks, the initial matrix, rounding, host memory."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rayface.heads.class_centers import (
     INIT_BLOCK,
@@ -71,6 +74,29 @@ def test_update_in_host_memory_moves_the_same_rows(optimizer: str, block) -> Non
     still[block] = False
     assert torch.equal(near.values[still], before[still])
     assert (near.values[~still] != before[~still]).any(1).all()
+
+
+class Written(TorchFunctionMode):
+    """Records the memory of rows that are written to the storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.index_copy_:
+            self.places.append(args[3].data_ptr())
+        return func(*args, **(kwargs or {}))
+
+
+def test_update_in_host_memory_writes_rows_of_another_type_from_memory_that_it_holds() -> None:
+    store = centers(optimizer="adamw", host_memory=True, dtype=torch.bfloat16)
+    block = torch.tensor([0, 4, 5, 49])
+    for _ in range(2):
+        with Written() as written:
+            store.update(block, torch.ones(4, 8), 0.1)
+        names = ("centers", "exp_avg", "exp_avg_sq")
+        assert written.places[:3] == [store._staging.get(name, (4, 8), torch.bfloat16).data_ptr() for name in names]
 
 
 def test_stochastic_rounding_between_bf16_neighbours_has_the_exact_mean() -> None:

@@ -1,5 +1,6 @@
 """What Ray Train's controller runs of a training: light imports, the process group, no requests for nodes."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -104,13 +105,15 @@ def test_local_scaling_policy_asks_nobody_for_nodes(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("backend", "called"), [("nccl", ["pin_exact_sizes"]), ("gloo", ["keep_freed_memory"])])
-def test_prepare_sets_up_memory_of_gpu_and_of_cpu_workers(
+def test_prepare_sets_up_memory_and_threads_of_gpu_and_of_cpu_workers(
     monkeypatch: pytest.MonkeyPatch, backend: str, called: list[str]
 ) -> None:
     calls: list[str] = []
     for name in ("pin_exact_sizes", "keep_freed_memory"):
         monkeypatch.setattr(controller, name, lambda name=name: calls.append(name))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(controller, "num_cpus", lambda: 12)
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 2))
     controller._prepare(ProcessGroupConfig(timeout_s=7, backend=backend))
     assert calls == called
+    assert os.environ["OMP_NUM_THREADS"] == "6"

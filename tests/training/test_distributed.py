@@ -34,11 +34,13 @@ def test_use_cores_of_several_workers_on_a_machine_splits_them(
     assert torch.get_num_threads() == threads
 
 
-def test_use_cores_of_a_gpu_worker_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "num_cpus", lambda: 1000)
-    before = torch.get_num_threads()
-    use_cores(World(rank=0, size=1, local_size=1, device=torch.device("cuda")))
-    assert torch.get_num_threads() == before
+def test_use_cores_of_gpu_workers_splits_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They move rows of class centers in host memory."""
+    monkeypatch.setattr("rayface.training.distributed.num_cpus", lambda: 12)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    use_cores(World(rank=0, size=1, local_size=4, device=torch.device("cuda")))
+    assert threads == [3]
 
 
 def test_collectives_of_a_single_worker_return_what_they_are_given() -> None:
