@@ -185,7 +185,8 @@ class Mirror:
         local.commit(rank, slot, part)
         for store in others:
             for offset in range(0, len(memory), SENT_BYTES):
-                store.write(rank, slot, offset, memory[offset : offset + SENT_BYTES].numpy().tobytes())
+                # an array over the memory: Ray copies it once, without holding the interpreter's lock
+                store.write(rank, slot, offset, memory[offset : offset + SENT_BYTES].numpy())
             store.commit(rank, slot, part)
 
     def _first_failure(self, failure: str | None) -> str | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -72,7 +73,7 @@ class _ActorStore:
     def begin(self, rank: int, slot: int, size: int) -> str:
         return str(self._answer("begin", rank, slot, size))
 
-    def write(self, rank: int, slot: int, offset: int, data: bytes) -> None:
+    def write(self, rank: int, slot: int, offset: int, data: bytes | np.ndarray) -> None:
         self._answer("write", rank, slot, offset, data)
 
     def commit(self, rank: int, slot: int, part: Part) -> None:

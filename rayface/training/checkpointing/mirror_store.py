@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 SLOTS = 2
 """States that a store holds of a rank: the last whole one, and the one that is being copied."""
 
@@ -57,7 +59,7 @@ class Store(Protocol):
     def begin(self, rank: int, slot: int, size: int) -> str:
         """See `MirrorStore.begin`."""
 
-    def write(self, rank: int, slot: int, offset: int, data: bytes) -> None:
+    def write(self, rank: int, slot: int, offset: int, data: bytes | np.ndarray) -> None:
         """See `MirrorStore.write`."""
 
     def commit(self, rank: int, slot: int, part: Part) -> None:
@@ -115,8 +117,8 @@ class MirrorStore:
             os.posix_fallocate(descriptor, 0, max(1, size))
         return _path(descriptor)
 
-    def write(self, rank: int, slot: int, offset: int, data: bytes) -> None:
-        """Write bytes that come from another node."""
+    def write(self, rank: int, slot: int, offset: int, data: bytes | np.ndarray) -> None:
+        """Write bytes of another node; an array (n,) of uint8 is in Ray's object store until this returns."""
         view = memoryview(data)
         while view:
             count = os.pwrite(self._memory[rank, slot][0], view, offset)

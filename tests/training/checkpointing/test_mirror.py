@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.managers import BaseManager
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing.mirror import Mirror
-from rayface.training.checkpointing.mirror_store import MirrorStore, Store
+from rayface.training.checkpointing.mirror_store import MirrorStore, Part, Store
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.row_copy import RowCopy
 from rayface.training.distributed import World
@@ -106,6 +108,19 @@ def test_cleared_mirror_has_no_state_and_takes_the_next(manager):
     assert loaded(alone(stores)) is None
     save(mirror, 3)
     assert loaded(alone(stores)) == (3, [3, 3, 3])
+
+
+def test_part_sent_to_the_next_node_is_not_copied_by_the_sender(monkeypatch):
+    """Ray copies an array's memory by itself; bytes would be made and pickled under the interpreter's lock."""
+    monkeypatch.setattr("rayface.training.checkpointing.mirror.SENT_BYTES", 5)
+    memory, sent = torch.arange(12, dtype=torch.uint8), []
+    store = SimpleNamespace(commit=lambda *_: None, write=lambda rank, slot, offset, data: sent.append((offset, data)))
+    mirror = alone(StoresByNode("a", {}))
+    mirror._targets = [store, store]
+    mirror._send(Part(step=1, workers=1, progress="{}", places={}), memory)
+    assert [offset for offset, _ in sent] == [0, 5, 10]
+    assert np.concatenate([data for _, data in sent]).tolist() == list(range(12))
+    assert all(np.shares_memory(data, memory.numpy()) for _, data in sent)
 
 
 def test_copy_of_the_next_node_is_taken_where_the_own_node_is_lost(manager, monkeypatch):
