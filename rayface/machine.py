@@ -1,7 +1,9 @@
 """Resources of this machine that the process may use."""
 
 import ctypes
+import gc
 import os
+import sys
 from importlib.metadata import version
 
 # Of glibc's mallopt; it refuses a larger threshold.
@@ -46,6 +48,14 @@ def pin_exact_sizes() -> None:
     for name, value in (given or {_ALLOCATOR_SETTINGS[0]: ""}).items():
         if "pinned_max_" not in value:
             os.environ[name] = ",".join(filter(None, [value, _EXACT_SIZES]))
+
+
+def release_gpu_memory() -> None:
+    """Return the GPU memory that this process no longer uses, if it has used a GPU; PyTorch keeps it for itself."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()  # of modules in reference cycles
+        torch.cuda.empty_cache()
 
 
 def end_without_exit_handlers() -> bool:

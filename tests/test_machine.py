@@ -4,10 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from rayface.machine import pin_exact_sizes
+from rayface.machine import pin_exact_sizes, release_gpu_memory
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such function")
 
@@ -96,3 +97,14 @@ def test_pin_exact_sizes_after_the_import_of_pytorch_is_what_its_allocator_reads
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == EXACT
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_release_gpu_memory_empties_the_cache_of_a_process_that_has_used_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    calls: list[str] = []
+    cuda = SimpleNamespace(is_initialized=lambda: used, empty_cache=lambda: calls.append("emptied"))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    release_gpu_memory()
+    assert calls == ["emptied"] * used

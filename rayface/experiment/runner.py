@@ -17,6 +17,7 @@ from rayface.experiment.record import Done, Record, brief, changed_key
 from rayface.experiment.spec import Experiment, Stage, load
 from rayface.files import remove_folder
 from rayface.job_folder import exclusive_job_folder
+from rayface.machine import release_gpu_memory
 from rayface.plugins import resume_command
 from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
@@ -252,6 +253,7 @@ def _run(each: Prepared, prepared: Sequence[Prepared], record: Record, again: st
     except (ValueError, RuntimeError) as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"stage {stage.name}: {in_one_line(error)}") from error
+    release_gpu_memory()  # an evaluation runs in this process; the workers of the next stage need its GPU
     found = stage.type.fingerprint(each.folder)
     if found is None:
         raise RuntimeError(f"stage {stage.name}: left no result in {each.folder}")

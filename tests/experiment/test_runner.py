@@ -42,12 +42,19 @@ def stages_of(file: Path, fakes: Mapping[str, Any], **options: Any) -> list[tupl
 
 
 def test_run_again_of_finished_stages_skips_them(
-    file: Path, fakes: dict[str, Any], calls: list[str], messages: Callable[[], list[str]]
+    file: Path,
+    fakes: dict[str, Any],
+    calls: list[str],
+    messages: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = ["drawn", "file", "scores", "evaluate"]
+    released: list[int] = []
+    monkeypatch.setattr(runner, "release_gpu_memory", lambda: released.append(len(calls)))
     assert stages_of(file, fakes) == [(name, False) for name in names]
     assert stages_of(file, fakes) == [(name, True) for name in names]
     assert calls == names
+    assert released == [1, 2, 3, 4]  # after each stage that ran
     assert messages()[5] == "stage 2 of 4: export file: finished before, skipped"
     out = file.parent / "out"
     (out / "scores" / "evaluation.json").unlink()
