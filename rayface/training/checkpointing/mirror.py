@@ -25,6 +25,7 @@ from rayface.training.checkpointing.mirror_store import (
     newest_whole,
 )
 from rayface.training.checkpointing.mirrored_state import SENT_BYTES, Copies, MirroredState, view
+from rayface.training.checkpointing.page_locked import page_lock
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.snapshot import Snapshot, plain
 from rayface.training.distributed import World, host_group
@@ -154,7 +155,10 @@ class Mirror:
         path, *_ = [store.begin(self._world.rank, self._slot, size) for store in self._targets]
         key = (path, os.stat(path).st_ino, size)
         if self._slot not in self._maps or self._maps[self._slot][0] != key:
-            self._maps[self._slot] = (key, torch.frombuffer(mapped(path, size), dtype=torch.uint8))
+            memory = torch.frombuffer(mapped(path, size), dtype=torch.uint8)
+            if self._world.device.type == "cuda":
+                page_lock(memory, self._world.device)
+            self._maps[self._slot] = (key, memory)
         return self._maps[self._slot][1]
 
     def _find_targets(self) -> list[Store]:

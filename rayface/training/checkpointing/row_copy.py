@@ -1,4 +1,4 @@
-"""Copy a matrix block by block in one thread while another thread updates rows of it."""
+"""Copy a matrix while training updates rows of it: in host memory by a thread, on a GPU by another stream."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ _REST_SECONDS = 1e-4  # pause between blocks, in which a waiting thread gets the
 
 
 class RowCopy:
-    """Snapshot of a matrix: rows that are about to be updated are copied first.
+    """Snapshot of a matrix in host memory: a thread copies it, and rows that are about to be updated first.
 
     Memory: one byte per row.
 
     Args:
-        live: (n, ...), on any device.
+        live: (n, ...), in host memory.
         copy: host memory of the same shape.
     """
 
@@ -46,4 +46,29 @@ class RowCopy:
             self._done[rows] = True
 
     def _take(self, rows: Tensor) -> None:
-        self._copy[rows] = self._live[rows.to(self._live.device)].to(self._copy.device)
+        self._copy[rows] = self._live[rows]
+
+
+class DeviceCopy:
+    """Snapshot of a matrix on a GPU: a stream of its own copies it; the next update waits there, not the host.
+
+    Args:
+        live: (n, ...), on a GPU; all updates are on the current stream.
+        copy: host memory of the same shape; if it is not page-locked, the host waits here until it is filled.
+    """
+
+    def __init__(self, live: Tensor, copy: Tensor) -> None:
+        self._device = live.device
+        stream = torch.cuda.Stream(live.device)
+        stream.wait_stream(torch.cuda.current_stream(live.device))
+        with torch.cuda.stream(stream):
+            copy.copy_(live, non_blocking=True)
+        self._done = stream.record_event(torch.cuda.Event(blocking=True))  # `run` sleeps
+
+    def run(self) -> None:
+        """Block until the copy is complete."""
+        self._done.synchronize()
+
+    def before_change(self, rows: Tensor | None = None) -> None:
+        """Have later work of the current stream wait for the copy, all of it."""
+        torch.cuda.current_stream(self._device).wait_event(self._done)

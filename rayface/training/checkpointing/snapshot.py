@@ -8,37 +8,40 @@ import torch
 
 from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing.checkpoint import State
-from rayface.training.checkpointing.row_copy import RowCopy
+from rayface.training.checkpointing.row_copy import DeviceCopy, RowCopy
 
 Buffers = Callable[[str, torch.Tensor], torch.Tensor]
 """Maps a name and a tensor to host memory of the same shape and dtype."""
 
 
 class Snapshot:
-    """Copy a state; row shards are copied in another thread, because only a step of the head updates them.
+    """Copy a state; row shards are copied while training continues, because only a step of the head updates them.
 
-    `wait_until_copied` blocks a step until the rows that it updates are copied; `start` copies all other tensors.
+    `wait_until_copied` makes a step wait until the rows that it updates are copied; `start` copies all other tensors.
     """
 
     def __init__(self) -> None:
-        self._rows: list[RowCopy] = []
+        self._rows: list[RowCopy | DeviceCopy] = []
         self._rows_copied = threading.Event()
         self._rows_copied.set()
         self.waited = 0.0
-        """Seconds that training has waited for the rows since `start`."""
+        """Seconds that the host has waited for the rows since `start`."""
 
     def start(self, state: State, buffers: Buffers) -> State:
         """Copy all tensors except row shards and return the state in the buffers; then call `run` in another thread."""
         shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, RowShard)}
         copies = copied({name: tensor for name, tensor in state.items() if name not in shards}, buffers)
         copies |= {name: shard.over(buffers(name, shard)) for name, shard in shards.items()}
-        self._rows = [RowCopy(plain(shard), plain(copies[name])) for name, shard in shards.items()]
+        self._rows = [
+            (DeviceCopy if shard.is_cuda else RowCopy)(plain(shard), plain(copies[name]))
+            for name, shard in shards.items()
+        ]
         self.waited = 0.0
         self._rows_copied.clear()
         return copies
 
     def run(self) -> None:
-        """Copy the row shards."""
+        """Copy the row shards; return when they are copied."""
         try:
             for rows in self._rows:
                 rows.run()
@@ -46,7 +49,7 @@ class Snapshot:
             self._rows_copied.set()
 
     def wait_until_copied(self, rows: torch.Tensor | None = None) -> None:
-        """Block until row shards may be updated; call it before every step of the head.
+        """Have updates of row shards wait for their copy; call it before every step of the head.
 
         Args:
             rows: (n,) int64, rows of this rank's part to be updated; None: all.
@@ -54,10 +57,10 @@ class Snapshot:
         if self._rows_copied.is_set():
             return
         start = time.perf_counter()
-        if rows is None:
-            self._rows_copied.wait()
-        else:
-            for shard in self._rows:
+        for shard in self._rows:
+            if rows is None and isinstance(shard, RowCopy):
+                self._rows_copied.wait()
+            else:
                 shard.before_change(rows)
         self.waited += time.perf_counter() - start
 

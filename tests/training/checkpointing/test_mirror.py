@@ -110,6 +110,17 @@ def test_cleared_mirror_has_no_state_and_takes_the_next(manager):
     assert loaded(alone(stores)) == (3, [3, 3, 3])
 
 
+def test_memory_of_a_slot_is_page_locked_once_for_a_gpu(manager, monkeypatch):
+    locked = []
+    monkeypatch.setattr("rayface.training.checkpointing.mirror.page_lock", lambda memory, device: locked.append(memory))
+    stores = StoresByNode("a", {"a": manager.store("a")})
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cuda"))
+    mirror = Mirror(world, stores, 1, on_failure=lambda _: None)
+    memory = [mirror._reserve(size) for size in (64, 64, 32)]
+    assert [len(each) for each in locked] == [64, 32]
+    assert [memory[0].data_ptr(), memory[2].data_ptr()] == [each.data_ptr() for each in locked]
+
+
 def test_part_sent_to_the_next_node_is_not_copied_by_the_sender(monkeypatch):
     """Ray copies an array's memory by itself; bytes would be made and pickled under the interpreter's lock."""
     monkeypatch.setattr("rayface.training.checkpointing.mirror.SENT_BYTES", 5)

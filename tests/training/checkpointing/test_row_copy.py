@@ -1,12 +1,15 @@
-"""A copy that is taken while rows change holds all rows as they were at its start."""
+"""A copy that is taken while rows change holds all rows as they were at its start; on a GPU, streams wait."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rayface.training.checkpointing import row_copy
-from rayface.training.checkpointing.row_copy import RowCopy
+from rayface.training.checkpointing.row_copy import DeviceCopy, RowCopy
 
 
 @pytest.fixture
@@ -57,3 +60,38 @@ def test_row_copy_without_rows_is_empty():
     copying.before_change(torch.zeros(0, dtype=torch.int64))
     copying.run()
     assert copy.shape == (0, 3)
+
+
+class Streams:
+    """Stand-ins for CUDA's streams and events that record what waits for what."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.order: list[str] = []
+        training = SimpleNamespace(wait_event=lambda event: self.order.append(f"training waits for {event.name}"))
+        event = SimpleNamespace(name="copy", synchronize=lambda: self.order.append("thread waits for copy"))
+        side = SimpleNamespace(
+            wait_stream=lambda other: self.order.append("side waits for training" * (other is training)),
+            record_event=lambda given: (self.order.append("recorded"), given)[1],
+        )
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
+        monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
+        monkeypatch.setattr(torch.cuda, "stream", self._on)
+
+    @contextmanager
+    def _on(self, stream: object) -> Iterator[None]:
+        self.order.append("copy")
+        yield
+
+
+def test_device_copy_has_training_wait_on_the_device_for_the_copy_and_not_the_host(monkeypatch):
+    streams, live = Streams(monkeypatch), torch.arange(6.0).view(3, 2)
+    copy = torch.zeros(3, 2)
+    copying = DeviceCopy(live, copy)
+    assert streams.order == ["side waits for training", "copy", "recorded"]
+    assert torch.equal(copy, live)
+    copying.before_change(None)
+    copying.before_change(object())  # rows that the host must not read
+    assert streams.order[3:] == ["training waits for copy"] * 2
+    copying.run()
+    assert streams.order[5:] == ["thread waits for copy"]

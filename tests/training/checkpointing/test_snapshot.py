@@ -1,11 +1,13 @@
 """Snapshots: what is copied at once, and rows that training changes while a thread copies them."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rayface.models.row_shard import RowShard
+from rayface.training.checkpointing import snapshot as snapshot_module
 from rayface.training.checkpointing.row_copy import RowCopy
 from rayface.training.checkpointing.snapshot import Snapshot, copied, plain
 
@@ -66,6 +68,18 @@ def test_wait_until_copied_for_all_rows_blocks_until_the_thread_is_done():
     snapshot.run()
     waiting.join()
     assert order == ["copied", "may change"]
+
+
+def test_wait_until_copied_of_rows_on_a_gpu_does_not_block_the_host(monkeypatch):
+    """Not for all rows either, before the thread has run."""
+    waits = []
+    monkeypatch.setattr(snapshot_module, "DeviceCopy", lambda *_: SimpleNamespace(before_change=waits.append))
+    monkeypatch.setattr(RowShard, "is_cuda", True)
+    snapshot = Snapshot()
+    snapshot.start({"c": RowShard.of(rows(), 0, 6)}, Memory())
+    snapshot.wait_until_copied()
+    snapshot.wait_until_copied("rows")
+    assert waits == [None, "rows"]
 
 
 def test_wait_until_copied_without_a_snapshot_does_not_block():
