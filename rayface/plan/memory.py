@@ -20,6 +20,8 @@ Variant = Literal["chunked", "dense", "data_parallel"]
 # CUDA context, NCCL channels, cuDNN workspaces and allocator fragmentation per GPU: fitted to one row of a published
 # table, see published.py. Other versions of drivers and libraries differ by some hundred MB.
 GPU_OVERHEAD = 1810 * 2**20
+# Without NCCL: about 0.5 GiB of context, 0.2 of workspaces, 0.4 of fragmentation. An estimate, not run on a GPU.
+SINGLE_GPU_OVERHEAD = 1100 * 2**20
 # Resident memory of a CPU worker that has imported torch and Ray: 435 MiB measured, rounded up.
 CPU_OVERHEAD = 600 * 2**20
 
@@ -199,8 +201,14 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
         "activations": net.activation_bytes(min(trained, job.piece or trained)),
         # as read (uint8), augmented (fp32), and in the network's memory format (fp32)
         "input_buffers": images * pixels * (1 + 4 + 4),
-        "overhead": GPU_OVERHEAD if job.gpu else CPU_OVERHEAD,
+        "overhead": _overhead(job),
     }
+
+
+def _overhead(job: Job) -> int:
+    if not job.gpu:
+        return CPU_OVERHEAD
+    return GPU_OVERHEAD if job.num_workers > 1 else SINGLE_GPU_OVERHEAD
 
 
 def _dense_head(job: Job, *, local_batch: int) -> dict[str, int]:

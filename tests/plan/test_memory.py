@@ -7,7 +7,15 @@ import torch
 
 from rayface.config import load, with_overrides
 from rayface.heads import CosFace, PartialFC, head_class
-from rayface.plan.memory import DENSE_LOGIT_COPIES, checkpoint_bytes, host_memory, job_of, memory
+from rayface.plan.memory import (
+    DENSE_LOGIT_COPIES,
+    GPU_OVERHEAD,
+    SINGLE_GPU_OVERHEAD,
+    checkpoint_bytes,
+    host_memory,
+    job_of,
+    memory,
+)
 from rayface.plan.timing import Rates, network_bytes, step_seconds
 from rayface.training.distributed import World
 from rayface.training.trained import build_trained
@@ -106,6 +114,12 @@ def test_host_memory_with_checkpoints_counts_their_copy(job):
     fetched = 25_000 * 64 * 4
     assert host_memory(away) == host_memory(job) + head + fetched
     assert memory(away)["sampled_rows"] == memory(job)["sampled_rows"] + fetched
+
+
+@pytest.mark.parametrize(("workers", "overhead"), [(1, SINGLE_GPU_OVERHEAD), (2, GPU_OVERHEAD)])
+def test_memory_of_several_workers_counts_more_beside_tensors_than_of_one(small, workers, overhead):
+    config = with_overrides(small, {"train.num_workers": workers})
+    assert memory(job_of(config, 100, gpu=True))["overhead"] == overhead
 
 
 def test_memory_with_mirrored_states_counts_two_copies_of_a_rank_on_each_node(small):

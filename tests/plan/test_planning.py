@@ -23,7 +23,8 @@ TINY = [f"{key}={value}" for key, value in SMALL.items()]
 
 
 def test_make_plan_with_more_workers_needs_less_memory_and_time(job):
-    sizes = [sum(memory(replace(job, num_workers=n)).values()) for n in (1, 2, 4, 8)]
+    """From two on: one worker has no NCCL."""
+    sizes = [sum(memory(replace(job, num_workers=n)).values()) for n in (2, 4, 8)]
     assert sizes == sorted(sizes, reverse=True)
     speed = [64 / step_total(step_seconds(replace(job, sample_rate=r), Rates())) for r in (0.05, 0.1, 1.0)]
     assert speed == sorted(speed, reverse=True)
