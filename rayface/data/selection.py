@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from rayface.data.classes import Ints
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.index import SOURCE_LABEL, count, looked_up
-from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, Manifest, Parent, ShardEntry
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, Parent, ShardEntry
 from rayface.data.shards.members import encode_sample
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.data.shards.scan import INDEX_SCHEMA, ScanJob, ShardScan, scan_one
 from rayface.data.shards.tar import end_of_archive
 from rayface.data.writer import identities_file, shard_name
-from rayface.storage import DataError, atomic_stream, join, write_bytes
+from rayface.storage import DataError, atomic_stream, join, path_of, write_bytes
 from rayface.version import VERSION
 
 _CHUNK = 512
@@ -144,7 +144,10 @@ def write_selected_shard(
 
 
 def write_shards_manifest(out: str, selection: Selection, scans: Sequence[ShardScan], *, name: str) -> Dataset:
-    """Write index and manifest of the shards written by write_selected_shard; return the dataset opened."""
+    """Write index and manifest of the shards written by write_selected_shard; return the dataset opened.
+
+    The folder is marked UNFINISHED until then: shards without a manifest are read as a dataset.
+    """
     entries = [
         ShardEntry(path=shard_name(number), num_images=len(scan.table), num_bytes=scan.num_bytes, sha256=scan.sha256)
         for number, scan in enumerate(scans)
@@ -203,4 +206,6 @@ def _publish(
         shards=entries,
     )
     write_bytes(join(out, MANIFEST), manifest.to_json())
+    if not chosen:
+        path_of(join(out, UNFINISHED)).unlink(missing_ok=True)
     return open_dataset(out, max_corrupt_fraction=0)

@@ -15,6 +15,7 @@ from rayface.arrays import Ints
 from rayface.curate.prune.result import DatasetCounts
 from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
+from rayface.data.manifest import UNFINISHED
 from rayface.data.selection import (
     Selection,
     select,
@@ -27,7 +28,7 @@ from rayface.data.shards.scan import ShardScan
 from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import read_labels
 from rayface.ray_tasks import map_unordered
-from rayface.storage import DataError, split
+from rayface.storage import DataError, join, split, write_bytes
 from rayface.storage.parquet import read_table
 
 _UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
@@ -154,6 +155,7 @@ def _write_shards(root: str, selection: Selection, name: str) -> Dataset:
         scan = write_selected_shard(root, paths, all_samples.select(mine), labels[mine], number, prefix)
         return _WrittenShard(number=number, scan=scan)
 
+    write_bytes(join(root, UNFINISHED), b"")  # shards without a manifest would be read as a whole dataset
     parts = [(number, rows[shard], source.key_prefixes[shard]) for number, shard in enumerate(used)]
     results = sorted(map_unordered(write, parts, "write shards", rows=len(samples)), key=lambda result: result.number)
     return write_shards_manifest(root, selection, [result.scan for result in results], name=name)

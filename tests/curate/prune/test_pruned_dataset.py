@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.curate.prune.pruned_dataset import _select, check_copied, check_data
+from rayface.curate.prune import pruned_dataset
+from rayface.curate.prune.pruned_dataset import _select, check_copied, check_data, write_dataset
 from rayface.data.dataset import Dataset, open_dataset
-from rayface.data.selection import write_selection
+from rayface.data.selection import select, write_selection
 from rayface.data.shards.tar import encode_member
 from rayface.embedding.embeddings import open_embeddings
 from rayface.storage import DataError
@@ -87,3 +89,32 @@ def test_core_set_of_other_labels_is_refused_unless_they_were_merged(keyed: Data
         _select(tmp_path / "core_set.parquet", keyed, {})
     selection, _ = _select(tmp_path / "core_set.parquet", keyed, {2: 1})
     assert sorted(set(selection.labels.tolist())) == [0, 1]
+
+
+def test_shards_of_an_interrupted_job_are_no_dataset_until_it_is_run_again(
+    keyed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a manifest, the shards that are written would be read as a whole dataset."""
+    monkeypatch.setattr(pruned_dataset, "ray", types.SimpleNamespace(put=lambda value: value, get=lambda value: value))
+    selection = select(keyed, np.array([0, 2, 5, 10]))
+
+    def write(name: str, interrupted: bool = False) -> dict[str, bytes]:
+        def tasks(work, parts, *phase, **of):
+            for part in parts:
+                yield work(part)
+                if interrupted:
+                    raise KeyboardInterrupt
+
+        monkeypatch.setattr(pruned_dataset, "map_unordered", tasks)
+        (tmp_path / name / "same").mkdir(parents=True, exist_ok=True)
+        write_dataset(str(tmp_path / name / "same"), selection, 12, write_shards=True)
+        return {path.name: path.read_bytes() for path in (tmp_path / name / "same").iterdir()}
+
+    wanted = write("whole")
+    with pytest.raises(KeyboardInterrupt):
+        write("half", interrupted=True)
+    assert (tmp_path / "half" / "same" / "shard-000000.tar").exists()
+    with pytest.raises(DataError, match=r"the dataset is unfinished; run the command that writes it again$"):
+        open_dataset(tmp_path / "half" / "same")
+    assert write("half") == wanted
+    assert open_dataset(tmp_path / "half" / "same").keys() == ["a/0.tar/0", "a/0.tar/2", "a/1.tar/2", "b/1.tar/1"]
