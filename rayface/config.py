@@ -106,7 +106,7 @@ class BackboneConfig:
     checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     compile: bool = False
-    """Train with torch.compile, which needs a C++ compiler on CPUs."""
+    """Train with torch.compile, which needs a C++ compiler on CPUs, and a C compiler and Python.h on GPUs."""
     weights: PathText | None = None
     """Initial weights: run directory, model.safetensors, or a published .pt/.pth of the same backbone."""
 

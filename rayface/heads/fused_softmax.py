@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rayface.heads.margins import Margin
 from rayface.heads.sharded_softmax import GPU_CHUNK_ROWS, PendingGradient, ShardSoftmax
+from rayface.triton_compiler import check_triton_compiler
 
 if TYPE_CHECKING:
     from rayface.heads.fused_kernels import SoftmaxTile
@@ -116,6 +117,8 @@ def check_fused_storage(device: torch.device, dtype: torch.dtype) -> None:
             f"head.kernel 'fused': {device} has {shared} bytes of shared memory per block and must have at least "
             f"{LEAST_SHARED}, as NVIDIA GPUs since 2020: set head.kernel=chunked"
         )
+    if not interpreted():
+        check_triton_compiler("head.kernel 'fused'", "set head.kernel=chunked")
 
 
 def partial_bytes(batch: int, width: int) -> int:

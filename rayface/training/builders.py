@@ -16,6 +16,7 @@ from rayface.heads.from_config import head_settings
 from rayface.models.model_files import weights_file
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress, forget_errors
+from rayface.triton_compiler import check_triton_compiler
 
 
 def build_config_backbone(config: Config) -> nn.Module:
@@ -108,7 +109,7 @@ def compiled(backbone: nn.Module, world: World) -> nn.Module:
     """Return the backbone through torch.compile; the parameters are shared.
 
     Raises:
-        ValueError: on a CPU torch.compile generates C++, and this machine has no compiler.
+        ValueError: torch.compile generates C++ on a CPU and Triton kernels on a GPU, and this machine lacks a compiler.
     """
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if world.device.type == "cpu" and not any(map(shutil.which, compilers)):
@@ -116,5 +117,7 @@ def compiled(backbone: nn.Module, world: World) -> nn.Module:
             f"backbone.compile: true: needs a C++ compiler on a CPU, no {' or '.join(compilers)} was found: install "
             "one, or leave it out"
         )
+    if world.device.type == "cuda":
+        check_triton_compiler("backbone.compile: true", "leave it out")
     net: nn.Module = torch.compile(backbone)  # type: ignore[assignment]
     return net

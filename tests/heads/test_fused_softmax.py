@@ -1,5 +1,6 @@
 """Partial FC with `head.kernel=fused`, in Triton's interpreter: the float64 oracle, determinism, memory, refusals."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rayface.config import Config, with_overrides
 from rayface.heads import CurricularFace, MagFace, PartialFC, fused_softmax
 from rayface.heads.from_config import check_config_head
-from rayface.heads.fused_softmax import check_fused_device
+from rayface.heads.fused_softmax import check_fused_device, check_fused_storage
 from tests.heads import head_oracle
 from tests.heads.head_oracle import Case
 from tests.heads.head_ranks import assert_solved, relative, solve, solve_on_ranks
@@ -126,6 +127,15 @@ def test_fused_head_on_a_cpu_raises_one_line_unless_interpreted() -> None:
     with pytest.raises(ValueError, match=r"runs on CUDA GPUs, not on cpu: set head\.kernel=chunked"):
         small_head(kernel="fused")
     check_fused_device("cuda")
+
+
+@pytest.mark.usefixtures("compiled")
+def test_fused_head_on_a_gpu_without_a_compiler_raises_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-compiler")
+    properties = SimpleNamespace(shared_memory_per_block=49152, shared_memory_per_block_optin=232448, major=9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    with pytest.raises(ValueError, match=r"^head\.kernel 'fused': Triton needs a C compiler"):
+        check_fused_storage(torch.device("cuda"), torch.float32)
 
 
 def configured(*overrides: str) -> Config:

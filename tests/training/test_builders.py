@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from rayface import config as configs
 from rayface.config import Config
 from rayface.models.model_files import save_model
-from rayface.training.builders import build_config_backbone, data_parallel, load_start
+from rayface.training.builders import build_config_backbone, compiled, data_parallel, load_start
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import forget_errors
 from tests.ranks import run_ranks
@@ -68,6 +69,9 @@ def test_compile_without_a_compiler_or_with_checkpointing_raises(monkeypatch: py
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler on a CPU, no .* was found"):
         data_parallel(net, world(), config)
+    on_gpu = replace(world(), device=torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"^backbone\.compile: true: Triton needs a C compiler"):
+        compiled(net, on_gpu)
     with pytest.raises(ValueError, match=r"cannot be combined with backbone\.checkpointing"):
         build_config_backbone(settings("backbone.compile=true", "backbone.checkpointing=true"))
 
