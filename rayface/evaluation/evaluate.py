@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from rayface.evaluation.protocol import (
 )
 from rayface.evaluation.protocols import configured_protocols, open_protocols
 from rayface.evaluation.report import evaluation_page
+from rayface.job_folder import exclusive_job_folder
 from rayface.models.model_files import check_writable_card, write_metrics
 from rayface.models.model_info import WEIGHTS
 from rayface.models.run_files import PAIR_SCORES
@@ -40,6 +42,7 @@ from rayface.tracking.origin import job_name
 RESULT = "evaluation.json"  # written last
 _REPORT = "report.html"
 _FILES = {RESULT, _REPORT, PAIR_SCORES}
+_JOB = ".evaluate_job.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,8 @@ def evaluate(config: Config) -> EvaluationResult:
 
     Runs in this process, in float32, on a GPU if there is one; large datasets are embedded by the job of `embed`.
 
-    A folder that holds an evaluation of the same model on the same inputs is written anew; any other is refused.
+    A folder of an evaluation of the same model on the same inputs, finished or interrupted, is written anew; any other
+    is refused.
 
     Raises:
         ValueError: bad input, one line.
@@ -103,32 +107,49 @@ def evaluate(config: Config) -> EvaluationResult:
         check_writable_card(str(given.model))
     root, inputs = normalise(str(given.out)), _inputs(protocols.values())
     model = str(given.model or given.embeddings)
-    make_folder(root)
-    _require_own(root, {"model": model, **inputs})
-    make_folder(join(root, "plots"))  # fail before the work if it cannot be written
-    results, leaks = {}, {}
-    for name, protocol in protocols.items():
-        images = embedded(name, protocol)
-        with phase("score" if len(protocols) == 1 else f"score {name}"):
-            results[name] = protocol.score(images)
-        if (certificate := leak_check(name, protocol, images)) is not None:
-            leaks[name] = certificate
-    result = EvaluationResult(model=model, inputs=inputs, results=results, leaks=leaks)
-    with phase("write results"):
-        _write(root, config, result, protocols)
-        if given.write_card:
-            write_metrics(str(given.model), card_figures(results))
-    track_evaluation(root, config, results)
+    with _own_folder(root, {"model": model, **inputs}) as is_again:
+        make_folder(join(root, "plots"))  # fail before the work if it cannot be written
+        results, leaks = {}, {}
+        for name, protocol in protocols.items():
+            images = embedded(name, protocol)
+            with phase("score" if len(protocols) == 1 else f"score {name}"):
+                results[name] = protocol.score(images)
+            if (certificate := leak_check(name, protocol, images)) is not None:
+                leaks[name] = certificate
+        result = EvaluationResult(model=model, inputs=inputs, results=results, leaks=leaks)
+        with phase("write results"):
+            if is_again:
+                _delete_earlier(root)
+            _write(root, config, result, protocols)
+            if given.write_card:
+                write_metrics(str(given.model), card_figures(results))
+        track_evaluation(root, config, results)
     return result
 
 
-def _require_own(root: str, measured: Mapping[str, str]) -> None:
+@contextmanager
+def _own_folder(root: str, measured: Mapping[str, str]) -> Iterator[bool]:
+    """Own the output folder inside the context; yield whether it holds an evaluation of the same, complete or not.
+
+    It may hold other files.
+
+    Raises:
+        ValueError: it holds another evaluation, or another process owns it; one line.
+    """
+    make_folder(root)
+    names = set(list_names(root))
+    if _JOB not in names:  # new, or of a version without it
+        _require_own(root, names, measured)
+    with exclusive_job_folder(root, measured, _JOB, key="evaluate.out", beside=names - {_JOB}):
+        yield bool(names & {_JOB, RESULT})
+
+
+def _require_own(root: str, names: set[str], measured: Mapping[str, str]) -> None:
     """Refuse a folder whose results are not those of the same model on the same inputs.
 
     Raises:
         ValueError: one line.
     """
-    names = set(list_names(root))
     if RESULT not in names:
         if found := names & _FILES:
             raise ValueError(f"evaluate.out: {root}: holds {min(found)} of another job: choose another directory")
@@ -159,7 +180,6 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
     text = yaml.safe_dump(masked(to_dict(config, ("evaluate",))), sort_keys=False)
     page = evaluation_page(content, plots, protocols, pictures, title=_title(result.model), config=text)
     try:
-        _delete_earlier(root)
         with tempfile.TemporaryDirectory() as drawn:
             for name, path in write_pngs(Path(drawn), plots).items():
                 write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
@@ -174,8 +194,6 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
 def _delete_earlier(root: str) -> None:
     """Delete the results of an earlier evaluation, which the new ones may not replace: fewer protocols have figures."""
     out = path_of(root)
-    if not (out / RESULT).exists():
-        return  # then the plots, if there are any, are not known to be ours
     for name in (RESULT, _REPORT, PAIR_SCORES):
         (out / name).unlink(missing_ok=True)
     plots = out / "plots"

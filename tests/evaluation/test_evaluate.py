@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,8 +190,8 @@ def test_evaluate_again_without_figures_leaves_nothing_of_the_evaluation_before(
     monkeypatch.setattr(embedding.ModelEmbeddings, "__call__", lambda *given: diverged)
     result = evaluate(given()).as_dict()
     assert result["accuracy_mean"] is None
-    assert files_at_first_plot == []
-    assert {path.name for path in out.iterdir()} == {"evaluation.json", "report.html", "plots"}
+    assert sorted(files_at_first_plot) == [".evaluate_job.json", ".lock"]
+    assert {path.name for path in out.glob("[!.]*")} == {"evaluation.json", "report.html", "plots"}
     assert list((out / "plots").iterdir()) == []
 
 
@@ -254,6 +255,11 @@ def test_evaluate_into_the_folder_of_another_evaluation_or_run_is_refused_and_ch
     evaluate(given())
     before = (tmp_path / "out" / "evaluation.json").read_bytes()
     with pytest.raises(
+        ValueError, match=r"evaluate.out: .*: was started with model .*model, this job has .*other: choose"
+    ):
+        evaluate(given(model=str(tmp_path / "other")))
+    (tmp_path / "out" / ".evaluate_job.json").unlink()  # as earlier versions left it
+    with pytest.raises(
         ValueError, match=r"evaluate.out: .*: holds an evaluation of model .*model, not .*other: choose"
     ):
         evaluate(given(model=str(tmp_path / "other")))
@@ -266,3 +272,56 @@ def test_evaluate_into_the_folder_of_another_evaluation_or_run_is_refused_and_ch
     with pytest.raises(ValueError, match=r"evaluate.out: .*run: holds report.html of another job: choose another dir"):
         evaluate(given(out=str(tmp_path / "run")))
     assert (tmp_path / "run" / "report.html").read_text() == "of a run"
+
+
+@pytest.mark.parametrize("is_again", [False, True])
+def test_evaluate_interrupted_before_any_write_is_run_again_into_its_folder(
+    given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_again: bool
+) -> None:
+    out, plot = tmp_path / "out", Plot("roc", "", Figure())
+    monkeypatch.setattr(module, "evaluation_plots", lambda content: [plot])
+    steps = ("make_folder", "_delete_earlier", "write_pngs", "write_pair_scores", "write_bytes")
+    wanted = evaluate(given()).as_dict()
+    calls = 7 + is_again
+    for stop in range(calls + 1):
+        if not is_again:
+            shutil.rmtree(out)
+        with monkeypatch.context() as patched:
+            left = iter(range(stop))
+
+            def interrupted(real: Any, left: Iterator[int] = left) -> Any:
+                def step(*args: Any) -> Any:
+                    if next(left, None) is None:
+                        raise KeyboardInterrupt
+                    return real(*args)
+
+                return step
+
+            for name in steps:
+                patched.setattr(module, name, interrupted(getattr(module, name)))
+            if stop < calls:
+                with pytest.raises(KeyboardInterrupt):
+                    evaluate(given())
+            else:
+                evaluate(given())  # every step was tried
+        assert evaluate(given()).as_dict() == wanted
+        assert {path.name for path in out.glob("[!.]*")} == {
+            "evaluation.json",
+            "report.html",
+            "plots",
+            "pair_scores.parquet",
+        }
+
+
+def test_evaluate_into_the_folder_of_a_running_evaluation_is_refused(
+    given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = module._write
+
+    def second(*args: Any) -> None:
+        with pytest.raises(ValueError, match=r"^evaluate.out: .*out: another process owns it: wait for it, or stop"):
+            evaluate(given())
+        write(*args)
+
+    monkeypatch.setattr(module, "_write", second)
+    evaluate(given())
