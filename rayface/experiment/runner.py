@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from rayface.config import ClusterConfig, Config
 from rayface.credentials import masked
+from rayface.data.convert import JOB as CONVERT_JOB
+from rayface.data.dataset import open_dataset
 from rayface.experiment.checks import Models, check, config_of
 from rayface.experiment.inputs import fingerprint, input_paths
 from rayface.experiment.record import Done, Record, brief, changed_key
@@ -21,6 +23,7 @@ from rayface.machine import release_gpu_memory
 from rayface.plugins import resume_command
 from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
+from rayface.stages.functions import dataset_facts
 from rayface.storage import AnyPath, path_of, uri_of
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RunDirectory
@@ -205,9 +208,7 @@ def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> D
     """
     found = each.stage.type.fingerprint(each.folder)
     done = record.finished(each.stage.name)
-    if done is None and found is not None and each.stage.verb == "train":
-        # Interrupted after the run had finished and before that was recorded: the run directory is complete.
-        result = RunDirectory(each.folder).read_result()
+    if done is None and found is not None and (result := _unrecorded_result(each)) is not None:
         done = record.ended(each.stage.name, mark=found, seconds=result.get("seconds", 0.0), result=brief(result))
     if done is None or found is None:
         return None
@@ -223,6 +224,18 @@ def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> D
     if found != done.mark:
         raise ValueError(f"{where}, and its result in {each.folder} has changed: {remedy}")
     return done
+
+
+def _unrecorded_result(each: Prepared) -> Mapping[str, Any] | None:
+    """Return the result of a complete stage, for one that was interrupted before its end was recorded.
+
+    None: the verb takes up its own complete output, or starts over.
+    """
+    if each.stage.verb == "train":
+        return RunDirectory(each.folder).read_result()
+    if each.stage.verb in ("convert", "align") and not (each.folder / CONVERT_JOB).exists():
+        return dataset_facts(open_dataset(uri_of(each.folder)), uri_of(each.folder))
+    return None
 
 
 def _inputs(each: Prepared, prepared: Sequence[Prepared]) -> dict[str, str | None]:

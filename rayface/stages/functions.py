@@ -27,7 +27,7 @@ def draw(config: Config, resume: bool) -> Result:
         image_size=synth.image_size,
         shard_size=synth.shard_size,
     )
-    return _facts(dataset, synth.out)
+    return dataset_facts(dataset, synth.out)
 
 
 def convert_source(config: Config, resume: bool) -> Result:
@@ -39,7 +39,7 @@ def convert_source(config: Config, resume: bool) -> Result:
         faults = written.faults
     else:
         dataset = convert_sources(config)
-        facts, faults = _facts(dataset, config.convert.out), dataset.faults
+        facts, faults = dataset_facts(dataset, config.convert.out), dataset.faults
     return _with_faults(facts, faults)
 
 
@@ -47,7 +47,7 @@ def align_source(config: Config, resume: bool) -> Result:
     from rayface.stages.alignment import align_sources
 
     dataset = align_sources(config)
-    return _with_faults(_facts(dataset, config.align.out), dataset.faults)
+    return _with_faults(dataset_facts(dataset, config.align.out), dataset.faults)
 
 
 def _with_faults(facts: Result, faults: Sequence[Any]) -> Result:
@@ -61,7 +61,8 @@ def _with_faults(facts: Result, faults: Sequence[Any]) -> Result:
     return {**facts, "left_out": dict(left_out)}
 
 
-def _facts(dataset: Any, out: str | None) -> Result:
+def dataset_facts(dataset: Any, out: str | None) -> Result:
+    """Return the result of a stage that writes a dataset."""
     return {
         "dataset": out,
         "images": dataset.num_images,

@@ -184,6 +184,29 @@ def test_run_again_resumes_an_interrupted_training_and_takes_one_that_had_ended(
     assert len(seen) == 2
 
 
+def test_run_again_takes_a_conversion_that_had_ended_but_was_not_recorded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ray_session", lambda *args, **options: contextlib.nullcontext())
+    file, out = tmp_path / "f.yaml", tmp_path / "out"
+    file.write_text(f"stages: [{{convert: {{src: {data}, from: webdataset, seed: 1}}}}]")
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.Record, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(file, out=str(out))
+    written = (out / "convert" / "dataset.json").stat()
+    (stage,) = run(file, out=str(out)).stages
+    assert (stage.skipped, stage.result["images"], stage.result["identities"]) == (True, 40, 4)
+    assert (out / "convert" / "dataset.json").stat() == written
+    file.write_text(file.read_text().replace("seed: 1", "seed: 2"))
+    with pytest.raises(ValueError, match=r"^stage convert: is finished with convert\.seed 1, is now 2: revert it, or"):
+        run(file, out=str(out))
+
+
 @pytest.mark.parametrize("name", ["generations", "curation"])
 def test_prepare_of_the_documented_examples_accepts_every_stage(
     name: str, fakes: dict[str, Any], tmp_path: Path
