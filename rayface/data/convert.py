@@ -102,8 +102,11 @@ def convert(
             _convert(sources, work, settings, map_parts, faults)
         work.delete()
         delete(join(target, UNFINISHED))
+        dataset = dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
+        if len(sources) == 1:  # keys of several are prefixed
+            sources[0].write_beside(dataset)
         delete(join(target, JOB))
-        return dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
+        return dataset
 
 
 def _check_sources(sources: Sequence[DatasetSource], key: str) -> None:

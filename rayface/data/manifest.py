@@ -21,6 +21,7 @@ from rayface.storage.parquet import open_parquet
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
 IDENTITIES = "identities.parquet"
+PAIRS = "pairs.csv"  # verification pairs of the images, for `rayface evaluate --pairs`
 UNFINISHED = ".unfinished"  # exists in a folder while the dataset is written
 
 RECOUNT = "run `rayface check --write-manifest {}` to recount the shards"

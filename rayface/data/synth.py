@@ -17,7 +17,6 @@ from rayface.data.writer import write_dataset
 from rayface.machine import num_cpus
 from rayface.pools import process_pool
 from rayface.progress import phase
-from rayface.storage import join, normalise, write_bytes
 
 NUM_FOLDS = 10
 _CHUNK = 64  # images per task
@@ -56,7 +55,7 @@ def synthesize(
     workers = processes or min(num_cpus(), 1 + identities * images_per_identity // _WORTH_A_PROCESS)
     rows = _pair_rows(identities, images_per_identity, seed, pairs) if pairs else []
     num_images = identities * images_per_identity
-    dataset = write_dataset(
+    return write_dataset(
         out,
         _with_progress(_samples(identities, images_per_identity, seed, image_size, workers), num_images),
         name=f"drawn-{identities}x{images_per_identity}-seed{seed}",
@@ -66,10 +65,8 @@ def synthesize(
         licence="CC0-1.0",
         source="drawn by rayface synth",
         shard_size=shard_size,
+        pairs=_csv(rows) if rows else None,
     )
-    if rows:
-        write_bytes(join(normalise(out), "pairs.csv"), _csv(rows))
-    return dataset
 
 
 def _check(

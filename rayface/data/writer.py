@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.keys import read_keys, repeated_key
-from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, Parent, ShardEntry
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, PAIRS, UNFINISHED, Manifest, Parent, ShardEntry
 from rayface.data.shards.members import Image, encode_sample, parse_name
 from rayface.data.shards.scan import INDEX_SCHEMA, index_table
 from rayface.data.shards.tar import end_of_archive, is_safe_name
@@ -41,7 +41,8 @@ from rayface.version import VERSION
 
 DEFAULT_SHARD_SIZE = 256 * 2**20
 ARCHIVE_END = 1024  # bytes after the last sample of a shard, at least
-_OURS = re.compile(rf"shard-\d{{6,}}\.tar|{re.escape(MANIFEST)}|{re.escape(INDEX)}|{re.escape(IDENTITIES)}|\..+\.tmp")
+_FILES = "|".join(map(re.escape, (MANIFEST, INDEX, IDENTITIES, PAIRS)))
+_OURS = re.compile(rf"shard-\d{{6,}}\.tar|{_FILES}|\..+\.tmp")
 
 
 def write_dataset(
@@ -56,12 +57,16 @@ def write_dataset(
     source: str = "",
     parent: Parent | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
+    pairs: bytes | None = None,
 ) -> Dataset:
     """Write (key, label, image bytes) samples, in their order, as a dataset; return it opened.
 
     Labels are positions in `identities`, keys are unique and without dots, shards have at most `shard_size` bytes. The
     same samples give the same bytes. After an interruption, a repeated call starts over. Memory: one sample, 8 bytes
     for each written, and the index of one shard.
+
+    Args:
+        pairs: content of pairs.csv.
 
     Raises:
         DataError: `out` is not empty or cannot be written, or a key occurs twice.
@@ -79,6 +84,8 @@ def write_dataset(
     ) as writer:
         for key, label, jpeg in samples:
             writer.add(key, label, jpeg)
+        if pairs is not None:
+            write_bytes(join(writer.root, PAIRS), pairs)
         return writer.finish()
 
 

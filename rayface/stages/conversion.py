@@ -50,10 +50,7 @@ def convert_sources(config: Config) -> Dataset:
     require_keys(config, "convert.kind")
     sources = open_sources(given.source, given.kind, given.options, key="convert.kind")
     with Tasks(config.cluster) as tasks:
-        dataset = convert(sources, str(given.out), settings, map_parts=tasks.map)
-    if len(sources) == 1:  # keys of several are prefixed
-        sources[0].write_beside(dataset)
-    return dataset
+        return convert(sources, str(given.out), settings, map_parts=tasks.map)
 
 
 def write_target(config: Config) -> Written:

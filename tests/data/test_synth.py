@@ -11,7 +11,9 @@ import simplejpeg
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.synth import synthesize
+from rayface.data.writer import ShardWriter
 from rayface.evaluation.verification import ten_fold_accuracy
+from rayface.storage import DataError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -35,6 +37,24 @@ def test_synthesize_with_any_number_of_processes_gives_the_same_bytes(tmp_path):
     for processes in (1, 2):
         synthesize(tmp_path / str(processes), identities=20, images_per_identity=5, pairs=20, processes=processes)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_synthesize_interrupted_at_its_end_leaves_no_dataset_without_pairs(tmp_path, monkeypatch):
+    settings = {"identities": 20, "images_per_identity": 2, "image_size": 16, "processes": 1, "pairs": 20}
+
+    def interrupted(writer):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShardWriter, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(tmp_path / "set", **settings)
+    assert len(rows_of(tmp_path / "set")) == 20
+    with pytest.raises(DataError, match="the dataset is unfinished"):
+        open_dataset(tmp_path / "set")
+    synthesize(tmp_path / "set", **settings)
+    synthesize(tmp_path / "whole", **settings)
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
 def test_synthesize_of_a_set_shows_every_image_as_progress(tmp_path, recorder):

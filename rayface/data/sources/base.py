@@ -153,7 +153,7 @@ class DatasetSource(ABC):
         return None
 
     def write_beside(self, dataset: Dataset) -> None:  # noqa: B027
-        """Write files that belong beside the converted dataset, such as pairs.csv; called when it is complete."""
+        """Write files that belong beside the converted dataset, such as pairs.csv; called when it can be opened."""
 
     def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:
         """Return a key for each image, in order, from the column `key` of every part.

@@ -10,10 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayface.data.dataset import Dataset
+from rayface.data.manifest import PAIRS
 from rayface.data.shards.members import parse_name
 from rayface.storage import DataError, join, read_bytes, write_bytes
 
-PAIRS = "pairs.csv"
 logger = logging.getLogger(__name__)
 
 

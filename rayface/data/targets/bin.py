@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.data.dataset import Dataset
+from rayface.data.manifest import PAIRS
 from rayface.data.shards.samples import Fault
-from rayface.data.sources.pairs_csv import PAIRS, read_pairs_csv
+from rayface.data.sources.pairs_csv import read_pairs_csv
 from rayface.data.targets.samples import Written, read_rows
 from rayface.storage import DataError, atomic_stream, exists, join, normalise
 

@@ -11,9 +11,12 @@ import simplejpeg
 from sklearn.model_selection import KFold
 
 from rayface.cli.command_line import _outcome
+from rayface.data.convert import convert
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
+from rayface.data.sources import BinSource
+from rayface.data.sources import bin as module
 from rayface.data.sources.bin_file import open_bin
 from rayface.storage import DataError
 from tests.data.sources.bin_files import bin_file, of_python_2
@@ -94,3 +97,20 @@ def test_bin_of_another_structure_is_refused(tmp_path: Path, images: list, is_sa
     (tmp_path / "y.bin").write_bytes(pickle.dumps(images))
     with pytest.raises(DataError, match="it must be a pair"):
         open_bin(str(tmp_path / "y.bin"))
+
+
+def test_convert_interrupted_before_pairs_csv_writes_it_when_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.bin").write_bytes(bin_file(IMAGES, IS_SAME))
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_pairs_csv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(BinSource(tmp_path / "x.bin"), tmp_path / "out")
+    convert(BinSource(tmp_path / "x.bin"), tmp_path / "out")
+    assert (tmp_path / "out" / "pairs.csv").read_text().count("\n") == 1 + len(PAIRS)
+    assert not (tmp_path / "out" / "convert.json").exists()
