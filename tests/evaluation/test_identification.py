@@ -28,6 +28,13 @@ def test_tar_at_far_of_any_scores_equals_a_loop(seed, ties):
     assert tar_at_far(genuine, impostor, fars).tolist() == wanted
 
 
+def test_tar_at_far_just_below_a_whole_number_of_impostors_allows_one_fewer():
+    # 100 * far rounds to 5.0, and 5 of 100 is more than far.
+    far = np.nextafter(0.05, 0)
+    assert tar_at_far([94.5], np.arange(100.0), [0.05, far]).tolist() == [1.0, 0.0]
+    assert thresholds_at_far(np.arange(100.0), [0.05, far]).tolist() == [94.0, 95.0]
+
+
 def test_tar_at_far_of_impostors_that_tie_refuses_them_together():
     # one false acceptance of four is allowed, but the two at 0.8 come together
     assert tar_at_far([0.9, 0.8, 0.7], [0.8, 0.8, 0.1, 0.0], [0.25]).tolist() == [1 / 3]
@@ -56,6 +63,12 @@ def test_tar_at_far_of_inputs_of_any_shape_leaves_them_unchanged():
 def test_tar_at_far_of_wrong_input_names_it(genuine, impostor, fars, words):
     with pytest.raises(ValueError, match=words):
         tar_at_far(genuine, impostor, fars)
+
+
+@pytest.mark.parametrize("impostor", [[], [0.1, np.nan]])
+def test_thresholds_at_far_without_impostors_or_of_a_nan_raise(impostor):
+    with pytest.raises(ValueError, match="at least 1 and no NaN"):
+        thresholds_at_far(impostor, [0.1])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from rayface.evaluation import verification
-from rayface.evaluation.verification import best_threshold, pair_scores, roc, ten_fold_accuracy, thinned
+from rayface.evaluation.verification import (
+    THRESHOLDS,
+    best_threshold,
+    fold_accuracy,
+    fold_decisions,
+    pair_scores,
+    roc,
+    ten_fold_accuracy,
+    thinned,
+)
 
 
 def pairs(num_pairs=83, num_dimensions=4, seed=0, noise=0.6):
@@ -75,6 +84,17 @@ def test_ten_fold_accuracy_at_a_distance_equal_to_the_threshold_counts_as_differ
     assert ten_fold_accuracy(a, b, is_same) == (1.0, 0.0)
     # 0 is not below the lowest threshold, 0: nothing is told apart when all are equal
     assert ten_fold_accuracy(a, a, is_same)[0] == 0.5
+
+
+@pytest.mark.parametrize("step", [1, 2, 399])
+def test_fold_accuracy_of_distances_that_one_threshold_tells_apart_is_perfect(step):
+    """Distances below a threshold are of one person; a distance equal to it is not."""
+    same = np.arange(20) % 2 == 0
+    distance = np.where(same, THRESHOLDS[step] - 0.005, THRESHOLDS[step])
+    assert THRESHOLDS[step] == pytest.approx(step / 100)
+    assert fold_accuracy(distance, same) == (1.0, 0.0)
+    accepted, _ = fold_decisions(distance, same)
+    assert accepted.tolist() == same.tolist()
 
 
 def test_ten_fold_accuracy_of_embeddings_of_any_norm_is_equal():
