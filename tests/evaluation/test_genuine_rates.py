@@ -34,6 +34,11 @@ def test_genuine_counts_equal_a_loop_over_pairs(monkeypatch, block):
     assert pairs.tolist() == totals
 
 
+def test_genuine_counts_at_a_cosine_equal_to_the_threshold_reject_it():
+    accepted, pairs = genuine_counts(np.eye(2)[[0, 0, 1]], [5, 5, 5], [0.0, 0.5, 1.0])
+    assert (accepted.tolist(), pairs.tolist()) == ([[1, 1, 0]], [3])
+
+
 def test_tar_intervals_hold_the_tar_and_shrink_with_more_identities():
     widths = []
     for identities in (30, 400):

@@ -106,6 +106,11 @@ def test_rate_interval_without_errors_is_that_of_clopper_and_pearson():
 def test_rate_interval_of_one_identity_is_undefined():
     bootstrap = IdentityBootstrap([1, 1, 1])
     assert np.isnan(bootstrap.rate_interval(0.5, bootstrap.shares([True, False, True]))).all()
+    assert np.isnan(bootstrap.interval(np.array([0.1, 0.2]))).all()
+
+
+def test_rate_interval_of_an_undefined_rate_is_undefined():
+    assert np.isnan(IdentityBootstrap([1, 2, 3]).rate_interval(np.nan, np.array([0.1, 0.2]))).all()
 
 
 def test_percentiles_of_undefined_replicates_leave_them_out():
@@ -113,11 +118,14 @@ def test_percentiles_of_undefined_replicates_leave_them_out():
     assert percentiles(np.array([np.nan, -np.inf, 1.0])) == Interval(-np.inf, 1.0)
 
 
-def test_at_far_of_a_replicate_without_impostors_is_undefined():
+@pytest.mark.parametrize("same", [[True, True, False], [False, True, False]])
+def test_at_far_of_a_replicate_without_impostors_or_genuine_pairs_is_undefined(same):
     bootstrap = IdentityBootstrap([0, 1, 0], [0, 1, 1], replicates=30)
     weights = all_weights(bootstrap)
-    tar = bootstrap.at_far([0.9, 0.8, 0.1], [True, True, False], [0.1]).tar[:, 0]
-    np.testing.assert_array_equal(np.isnan(tar), weights[:, 2] == 0)
+    undefined = (weights @ same == 0) | (weights @ np.logical_not(same) == 0)
+    assert 0 < undefined.sum() < 30
+    for figure in bootstrap.at_far([0.9, 0.8, 0.1], same, [0.1]):
+        np.testing.assert_array_equal(np.isnan(figure[:, 0]), undefined)
 
 
 def test_ratios_of_identities_equal_a_loop_over_replicates():

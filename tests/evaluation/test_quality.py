@@ -42,6 +42,11 @@ def test_error_versus_discard_without_genuine_pairs_left_is_none():
     assert (found["far"], found["fnmr"][0], found["fnmr"][-1], found["error"][-1]) == (0.1, 0.0, None, 0.0)
 
 
+def test_error_versus_discard_counts_a_genuine_score_equal_to_the_threshold_as_missed():
+    curve = error_versus_discard([1, 2], [0.5, 0.9], [1, 1], [0, 1], threshold=0.5, far=0.1)
+    assert (curve.fnmr[0], curve.fnmr[-1]) == (0.5, 0.0)
+
+
 def test_discard_curve_of_pairs_takes_the_threshold_of_the_lowest_rate():
     scores = some_scores()
     curve, reason = discard_curve(scores, {"1e-01": 0.5, "1e-02": 0.9})
@@ -55,6 +60,8 @@ def test_discard_curve_of_pairs_takes_the_threshold_of_the_lowest_rate():
     ("quality", "thresholds", "words"),
     [
         (np.nan, {"1e-02": 0.9}, "norms of the raw embeddings are not known"),
+        ([np.nan, *range(199)], {"1e-02": 0.9}, "norms of the raw embeddings are not known"),
+        (np.linspace(1, 1 + 5e-6, 200), {"1e-02": 0.9}, "all images have the norm 1: the model normalises its output"),
         (1.0, {"1e-02": 0.9}, "all images have the norm 1: the model normalises its output"),
         (None, {}, "too few impostor pairs"),
     ],
@@ -62,7 +69,7 @@ def test_discard_curve_of_pairs_takes_the_threshold_of_the_lowest_rate():
 def test_discard_curve_without_a_quality_or_a_threshold_gives_the_reason(quality, thresholds, words):
     scores = some_scores()
     if quality is not None:
-        scores = replace(scores, quality=np.full(len(scores.score), quality, np.float32))
+        scores = replace(scores, quality=np.broadcast_to(np.float32(quality), scores.score.shape))
     curve, reason = discard_curve(scores, thresholds)
     assert curve is None
     assert words in reason
