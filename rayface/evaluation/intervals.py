@@ -167,7 +167,7 @@ class IdentityBootstrap:
 
 
 class _SortedScores:
-    """Scores in descending order, and for each impostor score how many genuine and impostor scores are above it."""
+    """Scores in descending order, and for each impostor score how many genuine scores are above it."""
 
     def __init__(self, score: ArrayLike, is_same: ArrayLike) -> None:
         scores, same = np.asarray(score, np.float64), np.asarray(is_same, bool)
@@ -175,12 +175,12 @@ class _SortedScores:
         self._genuine, self._impostor = descending[same[descending]], descending[~same[descending]]
         self._thresholds = np.append(scores[self._impostor], -np.inf)
         self._genuine_above = np.searchsorted(-scores[self._genuine], -self._thresholds)
-        self._impostors_above = np.searchsorted(-scores[self._impostor], -self._thresholds[:-1])
 
     def at_far(self, weights: Floats, fars: Floats) -> AtFar:
         accepted, genuine = _cumulative(weights[:, self._impostor]), _cumulative(weights[:, self._genuine])
         with np.errstate(invalid="ignore"):
-            far = np.append(accepted[:, self._impostors_above], accepted[:, -1:], axis=1) / accepted[:, -1:]
+            # Scores that tie are one threshold, whichever of them is found.
+            far = accepted / accepted[:, -1:]
             tar = genuine / genuine[:, -1:]
         # An impostor of weight 0 has the FAR of the next one: the lowest admissible threshold has a weight above 0.
         place = np.stack([np.searchsorted(row, fars, side="right") for row in far]) - 1
