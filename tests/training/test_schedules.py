@@ -72,6 +72,7 @@ def test_build_schedule_of_every_registered_name_steps():
         ({"name": "cosin"}, r"schedule.name: 'cosin': must be one of polynomial"),
         ({"name": "multi_step"}, r"schedule.milestones: \(\): must list"),
         ({"name": "fastface", "warmup_epochs": 2.0}, r"schedule.warmup_epochs: 2: must be 0 with fastface"),
+        ({"name": "plateau", "warmup_epochs": 2.0}, r"schedule.warmup_epochs: 2: must be 0 with plateau"),
         ({"name": "fastface", "detector": "haar_window", "lambda_total": 1.0}, r"schedule.lambda_total: 1: requires"),
         ({"name": "fastface", "threshold": 0.1, "lambda_total": 1.0}, r"replaces threshold"),
     ],

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.training.schedules.schedule_runs import run
+from tests.training.schedules.schedule_runs import LR, build, rates, run, sgd
 
 
 def test_polynomial_with_warmup_rises_then_falls():
@@ -13,9 +13,11 @@ def test_polynomial_with_warmup_rises_then_falls():
     assert rates[10:] == pytest.approx([0.2 * ((50 - k) / 40) ** 2 for k in range(10, 50)])
 
 
-def test_polynomial_after_the_last_step_stays_at_zero():
-    assert run("polynomial", 20)[0] == pytest.approx(0.2)
-    assert run("polynomial", 20)[-1] == pytest.approx(0.2 / 20)
+@pytest.mark.parametrize(("name", "last"), [("polynomial", 1 / 20), ("cosine", 0.5 * (1 + math.cos(0.95 * math.pi)))])
+def test_rate_after_the_last_step_stays_at_zero(name, last):
+    used = rates(build(name, optimizer := sgd(), 20), optimizer, [1.0] * 30)
+    assert (used[0], used[19]) == pytest.approx((LR, LR * last))
+    assert used[20:] == pytest.approx([0.0] * 10)
 
 
 def test_multi_step_at_each_milestone_divides_the_rate():

@@ -39,6 +39,25 @@ def test_ema_detector_begins_as_published():
     assert detector.value == pytest.approx((2 - 0.3) * first + 0.1 * 0.2 * (4.0 - 3.5), abs=1e-15)
 
 
+@pytest.mark.parametrize("make", [lambda: EmaDetector(0.1, 0.2), lambda: HaarWindowDetector(4)])
+def test_state_of_a_detector_is_not_changed_by_later_losses(make):
+    losses = [float(loss) for loss in noisy(60)]
+    first, second = make(), make()
+    for loss in losses[:20]:
+        first.update(loss)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    for loss in losses[20:]:
+        first.update(loss)
+    third = make()
+    third.load_state_dict(state)
+    for loss in losses[20:]:
+        second.update(loss)
+    for loss in losses[20:]:
+        third.update(loss)
+    assert first.value == second.value == third.value
+
+
 @pytest.mark.parametrize("m", [2, 10, 64])
 def test_haar_window_detector_equals_the_slow_one(m):
     losses = noisy(500)

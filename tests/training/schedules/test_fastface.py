@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayface.training.schedules import FastFace
-from tests.training.schedules.schedule_runs import LR, fastface, noisy, rates, sgd
+from tests.training.schedules.schedule_runs import LR, build, fastface, noisy, rates, sgd
 
 
 def test_fastface_below_threshold_waits_for_tolerance_and_acts_next_step():
@@ -162,3 +162,24 @@ def test_fastface_metrics_after_two_steps_give_detector_and_mean_loss():
 def test_fastface_with_a_value_out_of_range_names_the_key(options, message):
     with pytest.raises(ValueError, match=message):
         FastFace(sgd(), **{"total_steps": 10, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 0.1, "beta": 0.3, "threshold": 0.02, "decay": 3.0, "max_decays": 4, "restart_factor": 2.0},
+        {"detector": "haar_window", "window": 12, "threshold": 0.03, "decay": 1.5},
+        {"lambda_total": 20.0, "alpha_total": 40.0},
+    ],
+)
+def test_fastface_of_a_config_has_each_of_its_settings(options):
+    options = {"tolerance": 0.005, "restart_after": 3 if "alpha" in options else 2, **options}
+    losses = [float(loss) for loss in noisy(400)]
+    found = rates(build("fastface", optimizer := sgd(), 400, **options), optimizer, losses)
+
+    def by_arguments(given):
+        return rates(FastFace(optimizer := sgd(), total_steps=400, **given), optimizer, losses)
+
+    assert found == by_arguments(options)
+    for name in options:
+        assert found != by_arguments({key: value for key, value in options.items() if key != name}), name

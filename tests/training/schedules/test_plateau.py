@@ -1,5 +1,7 @@
 """The plateau schedule against rates counted by hand."""
 
+import math
+
 import pytest
 
 from tests.training.schedules.schedule_runs import build, rates, sgd
@@ -12,3 +14,19 @@ def test_plateau_without_progress_lowers_the_rate_until_decays_are_used_up():
     # Its best at step 2, hardly better at 3; four steps without progress lower the rate for step 7 and then for 11.
     used = rates(schedule, optimizer, [9.0, 8.0, 7.0, 6.9999, *[7.5] * 20])
     assert used == pytest.approx([0.2] * 7 + [0.02] * 4 + [0.002] * 13)
+
+
+def test_plateau_of_a_negative_loss_that_stays_lowers_the_rate():
+    options = {"alpha": 1.0, "tolerance": 0.1, "decay": 10.0, "max_decays": 1}
+    used = rates(build("plateau", optimizer := sgd(), 30, 10, **options), optimizer, [-1.0, *[-1.0005] * 9])
+    assert used == pytest.approx([0.2] * 5 + [0.02] * 5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_plateau_with_a_loss_that_is_not_finite_leaves_it_out(bad):
+    options = {"alpha": 0.5, "tolerance": 0.1, "decay": 10.0, "max_decays": 2}
+    losses = [9.0, 8.0, 7.0, *[6.5] * 20]
+    whole = rates(build("plateau", optimizer := sgd(), 30, 10, **options), optimizer, losses)
+    found = rates(build("plateau", optimizer := sgd(), 30, 10, **options), optimizer, [*losses[:5], bad, *losses[5:]])
+    assert found[:5] + found[6:] == whole
+    assert len(set(whole)) == 3
