@@ -2,7 +2,8 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def test_diffprob_of_bad_input_raises_one_line() -> None:
         diffprob([0.1, np.nan], [0, 2], 0.1)
     with pytest.raises(ValueError, match=r"^keep 0: must be"):
         diffprob_for_keep([0.1], [0, 1], 0)
+
+
+def test_diffprob_selects_with_its_threshold_and_minimum() -> None:
+    values = np.array([0.9, 0.89, 0.5, 0.88, 0.7, 0.7])
+    images: Any = SimpleNamespace(offsets=np.array([0, 4, 6]))
+    for min_images in (1, 3):
+        method = DiffProb(threshold=0.1, min_images=min_images, head="unused", scale=64.0)
+        found = method.select(images, cast(Any, SimpleNamespace(of=lambda images: values)))
+        wanted = diffprob(values, images.offsets, 0.1, min_images=min_images)
+        assert all((a == b).all() for a, b in zip(found, wanted, strict=True))
+        assert found.kept.sum() == {1: 3, 3: 5}[min_images]
 
 
 def test_diffprob_settings_take_the_scale_of_the_run(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Herding keeps the share it is asked for and follows the mean."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rayface.curate.prune.methods.herding import herding
+from rayface.curate.prune.methods.herding import LARGEST, Herding, herding
 from rayface.curate.prune.methods.quota import quotas
 
 
@@ -60,6 +61,10 @@ def test_herding_of_a_very_large_identity_splits_it_into_parts(drawn: Any, monke
     assert (whole.kept[397:] == found.kept[397:]).all()
     by_chance = np.random.default_rng(0).permutation(390)[:235]
     assert far < 0.5 * np.linalg.norm(images[by_chance].mean(axis=0) - mean)
+
+
+def test_compared_in_part_counts_the_identities_that_are_split() -> None:
+    assert Herding(keep=0.5).compared_in_part(np.array([1, LARGEST, LARGEST + 1]), Path("unused")) == 1
 
 
 def test_herding_of_bad_input_raises_one_line() -> None:

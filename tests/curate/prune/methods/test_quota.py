@@ -1,10 +1,12 @@
 """Quotas of identities: they add up to the share and are fair."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rayface.config import PruneConfig
-from rayface.curate.prune.methods.quota import quotas, wanted_share
+from rayface.curate.prune.methods.quota import Quotas, quotas, wanted_share
+from rayface.curate.prune.selection_method import Images
 
 
 def test_quotas_of_many_identities_add_up_and_are_fair() -> None:
@@ -21,6 +23,27 @@ def test_quotas_of_many_identities_add_up_and_are_fair() -> None:
                 shares = count[free] / sizes[free]
                 assert (abs(count[free] - np.median(shares) * sizes[free]) < 1.5 + 0.02 * sizes[free]).all()
     assert quotas(np.array([3, 0, 2]), 0.01, 2).tolist() == [2, 0, 2]
+
+
+def test_quotas_round_up_where_most_would_be_cut() -> None:
+    # 4 of 7 images, the nearest to half of them: 1.71 of 3 and 2.29 of 4.
+    assert quotas(np.array([3, 4]), 0.5).tolist() == [2, 2]
+
+
+def test_quotas_below_the_minimum_are_the_minimum() -> None:
+    assert quotas(np.full(10, 3), 0.4, 2).tolist() == [2] * 10
+
+
+def test_quotas_of_images_are_those_of_their_labels() -> None:
+    images = Images(
+        keys=pa.array(["a", "b", "c"]),
+        labels=np.array([7, 7, 9]),
+        embeddings=np.ones((3, 2)),
+        offsets=np.array([0, 2, 3]),
+        part=0,
+        rows=np.arange(3),
+    )
+    assert Quotas(labels=np.array([5, 7, 8, 9]), counts=np.array([1, 2, 3, 4])).of(images).tolist() == [2, 4]
 
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5, np.nan])
