@@ -32,6 +32,13 @@ def test_heat_map_of_a_stepped_range_has_a_cell_for_each_value_and_takes_the_nea
     assert drawn.counts[-1].tolist() == [0, 0, 1]
 
 
+def test_heat_map_of_up_to_ten_steps_has_a_cell_for_each():
+    space = {"a": Parameter(low=1, high=10), "b": Parameter(low=1, high=11)}
+    drawn = heat_map([ended_trial(2.0, a=10, b=11)], space, "a", "b")
+    assert (len(drawn.x_labels), len(drawn.y_labels)) == (10, 5)
+    assert drawn.counts[4, 9] == 1
+
+
 def test_heat_map_without_trials_has_no_means():
     space = {"a": Parameter(choices=(1, 2)), "b": Parameter(choices=("x",))}
     drawn = heat_map([], space, "a", "b")

@@ -43,6 +43,8 @@ def test_grid_of_choices_and_steps_has_every_point_once():
     assert Parameter(low=0.0, high=0.3, step=0.1).grid() == (0, 0.1, 0.2, 0.3)
     assert Parameter(low=1e-7, high=4e-7, step=1e-7).grid() == (1e-7, 2e-7, 3e-7, 4e-7)
     assert Parameter(low=1, high=8, step=3).grid() == (1, 4, 7)
+    assert Parameter(low=2, high=2).grid() == (2,)
+    assert Parameter(low=1, high=8, log=True).grid() is None
     with pytest.raises(ValueError, match=r"search\.optim\.lr: is a continuous range"):
         grid(SPACE)
 
@@ -56,6 +58,8 @@ def test_grid_of_choices_and_steps_has_every_point_once():
         {"choices": ()},
         {"choices": (1,), "low": 0},
         {"low": 0, "high": 1, "log": True},
+        {"low": 1, "high": 8, "log": True, "step": 1},
+        {"low": 1, "high": 8, "step": 0},
     ],
 )
 def test_parameter_without_a_valid_range_or_choices_raises(given):
@@ -73,6 +77,14 @@ def test_grid_of_float_steps_stays_within_its_range_for_optuna():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [suggest(space, study.ask()) for _ in points] == points
+
+
+def test_condition_on_a_parameter_that_does_not_apply_is_not_met():
+    rest = {"schedule.power": Parameter(choices=(1, 2), when={"schedule.decay": (2.0, 4.0)})}
+    assert grid({**{key: SPACE[key] for key in ("schedule.name", "schedule.decay")}, **rest}) == [
+        {"schedule.name": "polynomial"},
+        *({"schedule.name": "fastface", "schedule.decay": d, "schedule.power": p} for d in (2.0, 4.0) for p in (1, 2)),
+    ]
 
 
 def test_condition_on_a_float_that_is_off_in_its_last_bit_applies():
