@@ -71,6 +71,12 @@ def test_reasons_of_a_conflict_drop_the_image_that_is_farther_from_its_mean() ->
     assert dropped(found(conflicts=pairs((1, 4, 0.9))), "conflicts")[1] == "conflict"
 
 
+def test_reasons_of_a_conflict_of_images_as_far_from_their_means_drop_the_later() -> None:
+    cosines = np.array([0.9, 0.2, 0.8, 0.9, 0.6, 1.0])
+    why = reasons(found(conflicts=pairs((0, 3, 0.95))), ("conflicts",), cosines, BOUNDS)
+    assert reason_column(why).to_pylist() == [None, None, None, "conflict", None, None]
+
+
 def test_reasons_for_all_images_of_an_identity_keep_the_nearest_unless_it_is_a_test_identity() -> None:
     given = found(outliers=np.array([3, 4, 5]), overlap=pairs((0, 0, 0.99)))
     assert dropped(given, "outliers") == [None, None, None, "outlier", None, None]

@@ -75,9 +75,9 @@ def test_scores_do_not_depend_on_the_numbers_of_clusters_and_labels() -> None:
 
 
 def test_counts_leave_noise_out_of_clusters_and_singletons() -> None:
-    scores = cluster_scores([0, 0, 1, 1, 2, 2], [4, 4, 4, 9, -1, -1])
+    scores = cluster_scores([0, 0, 1, 1, 2, 2], [4, 4, 7, 9, -1, -1])
     counts = (scores.num_clusters, scores.num_singletons, scores.num_noise, scores.num_labels)
-    assert counts == (2, 1, 2, 3)
+    assert counts == (3, 2, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,16 @@ def test_counts_leave_noise_out_of_clusters_and_singletons() -> None:
 def test_scores_of_perfect_no_and_one_cluster(clusters: list[int], f: float, bcubed: float, nmi: float) -> None:
     scores = cluster_scores([0, 0, 1, 1], clusters)
     assert (scores.pairwise_f, scores.bcubed_f, scores.nmi) == pytest.approx((f, bcubed, nmi))
+
+
+@pytest.mark.parametrize(
+    ("labels", "clusters", "precision", "recall"), [([0, 0, 1], [-1, -1, 4], 1, 0), ([0, 1, 2], [7, 7, 4], 0, 1)]
+)
+def test_share_of_no_pairs_at_all_is_one(
+    labels: list[int], clusters: list[int], precision: float, recall: float
+) -> None:
+    scores = cluster_scores(labels, clusters)
+    assert (scores.pairwise_precision, scores.pairwise_recall, scores.pairwise_f) == (precision, recall, 0)
 
 
 def test_scores_of_one_image_are_perfect() -> None:
