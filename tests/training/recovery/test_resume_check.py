@@ -92,6 +92,18 @@ def test_resume_that_would_end_before_the_step_of_the_run_is_refused(
         check_resumable(RunDirectory(started_run), config, SAMPLE_ORDER)
 
 
+def test_resume_at_the_last_step_is_accepted_and_a_step_later_refused(
+    started_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, read = config_of(), Progress.read
+    last = round(config.train.epochs * SAMPLE_ORDER.steps_per_epoch)
+    monkeypatch.setattr(Progress, "read", lambda folder: replace(read(folder), step=last))
+    check_resumable(RunDirectory(started_run), config, SAMPLE_ORDER)
+    monkeypatch.setattr(Progress, "read", lambda folder: replace(read(folder), step=last + 1))
+    with pytest.raises(ValueError, match=f"ends at step {last}, the run is at step {last + 1}"):
+        check_resumable(RunDirectory(started_run), config, SAMPLE_ORDER)
+
+
 def test_resume_of_a_run_with_the_fused_kernel_is_accepted_on_a_driver_without_a_gpu(started_run: Path) -> None:
     config = configs.with_overrides(config_of(), ["head.kernel=fused"])
     check_resumable(RunDirectory(started_run), config, SAMPLE_ORDER)
