@@ -17,7 +17,8 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources import BinSource
 from rayface.data.sources import bin as module
-from rayface.data.sources.bin_file import open_bin
+from rayface.data.sources.bin_file import BinFile, open_bin
+from rayface.data.sources.pickle_values import PickleError
 from rayface.storage import DataError
 from tests.data.sources.bin_files import bin_file, of_python_2
 
@@ -31,6 +32,13 @@ A, B, C, D, E = (jpeg(seed) for seed in range(5))
 PAIRS = [(A, B, True), (A, D, False), (B, C, True), (D, E, False), (E, A, False)] * 5 + [(C, A, True), (D, C, False)]
 IMAGES = [image for a, b, _ in PAIRS for image in (a, b)]
 IS_SAME = [same for *_, same in PAIRS]
+
+
+def test_first_equal_of_images_that_cannot_be_read_takes_none_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [A, PickleError("no bytes"), B, A, PickleError("no bytes")]
+    monkeypatch.setattr(BinFile, "read", lambda self, numbers: (found[number] for number in numbers))
+    file = BinFile(path="unused", images=[b""] * 5, is_same=np.zeros(0, bool))
+    assert file.first_equal().tolist() == [0, 1, 2, 0, 4]
 
 
 @pytest.mark.parametrize("writer", ["python 2", "python 3"])

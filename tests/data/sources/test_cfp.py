@@ -39,6 +39,7 @@ def cfp(tmp_path: Path) -> Path:
             folder.mkdir(parents=True)
             (folder / "same.txt").write_text(same)
             (folder / "diff.txt").write_text(diff)
+        (home / "Protocol" / "Split" / protocol / "notes").mkdir()  # no fold
     return home
 
 

@@ -83,6 +83,23 @@ def test_hub_with_a_card_reads_the_files_of_the_split(folder: Path, tmp_path: Pa
         keys_of(folder, tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("train", ["0", "1", "10", "11"]), ("no_split", ["20", "21"]), ("last", ["40", "41"]), (None, ["40", "41"])],
+)
+def test_hub_with_several_configurations_reads_the_default_and_train_where_no_split_is_named(
+    folder: Path, tmp_path: Path, name: str | None, wanted: list[str]
+) -> None:
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- {config_name: train, data_files: [{split: train, path: ./data/train-*}]}\n"
+        "- {config_name: no_split, data_files: [{path: data/held-*}]}\n"
+        "- {config_name: last, data_files: small/*, default: true}\n---\n"
+    )
+    options = {} if name is None else {"config": name}
+    assert keys_of(folder, tmp_path / "out", **options) == wanted
+
+
 @pytest.mark.parametrize("card", [None, "---\nlicense: mit\n---\n"])
 def test_hub_without_files_in_the_card_reads_splits_by_name(tmp_path: Path, card: str | None) -> None:
     for number, name in enumerate(("data/train-00000-of-00001", "test/part-0", "train/dev_x", "other")):

@@ -89,6 +89,7 @@ def test_list_lines_that_are_invalid_or_lead_out_are_named(images: Path, tmp_pat
         f"{tmp_path}/secret/0.jpg,1",
         "a/../../secret/0.jpg,1",
         "s3://elsewhere/0.jpg,1",
+        "a/..,1",
         "a/0.jpg",
         "a/0.jpg,x",
         "a/0.jpg,-1",
@@ -104,10 +105,10 @@ def test_list_lines_that_are_invalid_or_lead_out_are_named(images: Path, tmp_pat
     dataset = convert(ListSource(images / "faces.csv"), tmp_path / "out")
     assert samples(dataset) == {**BY_LABEL, "inside/0": ("7", JPEG[0])}
     of_lines = [fault for fault in dataset.faults if fault.kind == "label"]
-    assert len(of_lines) == 9
+    assert len(of_lines) == 10
     named = [lines[5 + n].split(",")[0][:40] in str(fault) for n, fault in enumerate(of_lines)]  # long lines are cut
-    assert named == [True] * 9
-    assert sum("leads out" in fault.reason for fault in of_lines) == 4
+    assert named == [True] * 10
+    assert sum("leads out" in fault.reason for fault in of_lines) == 5
     others = sorted((fault.kind, fault.member) for fault in dataset.faults if fault.kind != "label")
     assert others == [
         ("image", "a/missing.jpg"),

@@ -34,6 +34,21 @@ def test_format_of_an_unknown_header_before_integer_labels_is_refused() -> None:
         assert not format_of(*lines).has_header
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("a/0.jpg 3", ("a/0.jpg", "3")),
+        ("3 a/0.jpg", ("a/0.jpg", "3")),
+        ("7 3", ("7", "3")),
+        ("12 3 a/0.jpg", ("a/0.jpg", "3")),
+        ("12 3 0.5 a/0.jpg", ("a/0.jpg", "3")),
+        ("1 a/0.jpg 3 30 40", ("a/0.jpg", "3")),
+    ],
+)
+def test_parse_of_a_line_without_a_header_finds_path_and_label(line: str, wanted: tuple[str, str]) -> None:
+    assert format_of(line).parse(line) == wanted
+
+
 @pytest.mark.parametrize("line", ["one", "a,b,c", "1,2,3", ""])
 def test_format_of_a_line_without_path_and_label_is_refused(line: str) -> None:
     with pytest.raises(LineError, match="columns"):

@@ -167,6 +167,26 @@ def test_rec_names_of_identities_come_from_its_lst(tmp_path: Path) -> None:
     assert convert(RecSource(src), tmp_path / "out3").identities == ("0", "3", "7")
 
 
+def test_rec_of_several_files_takes_no_names_from_one_lst(tmp_path: Path) -> None:
+    src = save(tmp_path / "a", insightface(IMAGES))
+    (src / "train.rec").rename(src / "train_2.rec")
+    save(src, insightface(IMAGES))
+    (src / "train.lst").write_text("".join(f"1\tp{label}/0.jpg\t{label}\n" for label, _ in IMAGES))
+    assert convert(RecSource(src), tmp_path / "out").identities == ("0", "3", "7")
+
+
+def test_rec_index_that_is_read_in_blocks_counts_every_missing_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = insightface(IMAGES)
+    src = save(tmp_path, written)
+    (src / "train.rec").write_bytes(written.data[: written.offsets[4]])
+    for block in (7, 16, 1 << 20):
+        monkeypatch.setattr(rec, "_TEXT_BYTES", block)
+        (fault,) = rec._missing_by_idx(str(src / "train.rec"), written.offsets[4])
+        assert fault.num_lost == len(written.offsets) - 4
+
+
 def test_rec_without_records_or_files_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder or \.rec file"):
         read_all(RecSource(tmp_path / "nowhere"))

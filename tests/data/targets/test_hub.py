@@ -3,10 +3,20 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from rayface.data.dataset import open_dataset
 from rayface.data.targets import target_of
+from rayface.data.targets.hub import _size_category
 from rayface.hub_card import front_matter
 from tests.data.targets.small_set import dataset_of
+
+
+@pytest.mark.parametrize(
+    ("num_images", "wanted"), [(999, "n<1K"), (1000, "1K<n<10K"), (10_000_000, "10M<n<100M"), (10**8, "100M<n<1B")]
+)
+def test_size_category_of_a_bound_is_the_range_above_it(num_images: int, wanted: str) -> None:
+    assert _size_category(num_images) == wanted
 
 
 def test_hub_target_names_its_split_and_counts_in_the_card(tmp_path: Path) -> None:
