@@ -66,6 +66,8 @@ def test_behind_names_few_of_many_ranks_and_every_operation() -> None:
     ahead = {0: {"AllReduce": 8, "Broadcast": 2, "AllGather": 1}}
     named = "ranks 10, 11, 12, 13, 14, 15, 16, 17, ... behind in"
     assert behind({**ahead, **counts}) == f"{named} AllGather (0 of 1) and {named} AllReduce (7 of 8)"
+    eight = {rank: {"AllReduce": 7} for rank in range(8)} | {8: {"AllReduce": 8}}
+    assert behind(eight) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 behind in AllReduce (7 of 8)"
 
 
 def test_nccl_hangs_are_reported_for_several_gpu_workers_with_a_watchdog_only() -> None:

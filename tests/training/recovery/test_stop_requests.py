@@ -1,5 +1,6 @@
 """How often workers look for a request to stop, by the time that their steps take."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,22 @@ def test_request_of_a_run_with_slow_steps_is_seen_after_the_next_step(
     request_it(run)
     clock[0] += 9
     assert stops.asked()
+
+
+def test_clear_after_a_stop_drops_a_drain_too_which_alone_stays(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    stops = StopRequests(run, ALONE, TrainConfig())
+    run.request_drain()
+    stops.clear()
+    assert run.drain_requested()  # the controller's to clear
+    run.request_stop()
+    stops.clear()
+    assert not run.stop_requested()
+    assert not run.drain_requested()
+
+
+def test_clear_of_another_rank_leaves_the_stop_to_rank_0(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.request_stop()
+    StopRequests(run, replace(ALONE, rank=1, size=2), TrainConfig()).clear()
+    assert run.stop_requested()
