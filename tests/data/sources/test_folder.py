@@ -96,6 +96,8 @@ def test_folder_links_that_lead_out_are_not_followed(people: Path, tmp_path: Pat
     save(tmp_path / "secret" / "x.jpg", picture(99))
     os.symlink(tmp_path / "secret" / "x.jpg", people / "bob" / "link.jpg")
     os.symlink(tmp_path / "secret", people / "eve")
+    save(tmp_path / "people-2" / "x.jpg", picture(98))
+    os.symlink(tmp_path / "people-2", people / "fay")
     os.symlink(people, people / "cy" / "loop")
     os.symlink(people / "cy" / "0.jpg", people / "cy" / "inside.jpg")
     os.symlink(people / "cy", people / "zoe")
@@ -107,6 +109,7 @@ def test_folder_links_that_lead_out_are_not_followed(people: Path, tmp_path: Pat
         ("alias", "zoe"),
         ("link", "bob/link.jpg"),
         ("link", "eve"),
+        ("link", "fay"),
     ]
 
 

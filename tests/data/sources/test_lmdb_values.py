@@ -1,6 +1,7 @@
 """Values of LMDB databases: images, pickles and Datums, and what is none of these."""
 
 import pickle
+import re
 
 import pytest
 
@@ -29,6 +30,7 @@ def test_parse_entry_of_a_datum_that_ends_as_a_pickle_finds_its_label(label: int
     # As Caffe writes it: the label is the last field.
     entry = parse_entry(datum(b"abc", label, (3, 1, 1)))
     assert (entry.label, entry.shape) == (label, (3, 1, 1))
+    assert parse_entry(datum(b"abc", label, (3, 1, 1)) + b"\x38\0").shape == (3, 1, 1)  # encoded: false
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
@@ -44,7 +46,10 @@ def test_parse_entry_of_anything_else_is_refused(value: bytes) -> None:
         parse_entry(value)
 
 
-def test_entry_of_raw_pixels_with_another_size_is_refused() -> None:
-    value = datum(b"abc", 3, (3, 2, 2))
-    with pytest.raises(EntryError, match=r"3 bytes for pixels of shape \(3, 2, 2\)"):
+@pytest.mark.parametrize(("size", "shape"), [(3, (3, 2, 2)), (4, (4, 1, 1)), (2, (2, 1, 1))])
+def test_entry_of_raw_pixels_of_another_size_or_number_of_channels_is_refused(
+    size: int, shape: tuple[int, int, int]
+) -> None:
+    value = datum(bytes(size), 3, shape)
+    with pytest.raises(EntryError, match=re.escape(f"{size} bytes for pixels of shape {shape}")):
         parse_entry(value).image(value)

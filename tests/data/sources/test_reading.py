@@ -1,13 +1,15 @@
 """Reading images of a source by threads: in the order asked for, converted, faults in their places."""
 
+import io
 import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
+from PIL import Image
 
-from rayface.data.decode import decode_image
+from rayface.data.decode import decode_image, orientation
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import SourceImage, SourceSettings
 from rayface.data.sources.reading import as_jpeg, map_ordered, read_images
@@ -65,9 +67,22 @@ def test_read_images_with_a_quality_encodes_even_jpegs() -> None:
     assert sizes[0] < sizes[1]
 
 
+def test_as_jpeg_of_a_jpeg_that_is_to_be_turned_is_upright() -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 3  # orientation: half a turn
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 200
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    turned = as_jpeg(file.getvalue(), 32, 90)
+    assert orientation(turned) == 1
+    upper, lower = simplejpeg.decode_jpeg(turned)[[4, 27]].mean(axis=(1, 2))
+    assert upper < 20 < 180 < lower
+
+
 def test_as_jpeg_of_a_jpeg_of_that_size_returns_its_bytes() -> None:
     jpeg = picture(3, "jpg")
     assert as_jpeg(jpeg, 32, 50) is jpeg
+    assert decode_image(as_jpeg(jpeg, 16, 50)).shape == (16, 16, 3)
     cmyk = simplejpeg.encode_jpeg(np.full((32, 32, 4), 90, np.uint8), colorspace="CMYK")
     assert as_jpeg(cmyk, 32, 50) != cmyk  # that few decoders read
     with pytest.raises(ValueError, match="not an image"):
