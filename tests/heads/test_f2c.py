@@ -65,6 +65,16 @@ def test_loss_with_a_pool_of_fewer_rows_than_are_pushed_away_takes_all_of_them()
     assert torch.allclose(head.pool[0].sum(0), pool.sum(0))
 
 
+@pytest.mark.parametrize(("pool_size", "nearest"), [(8, 3), (19_999, 3), (20_000, 4), (49_999, 9), (10**6, 10)])
+def test_image_outside_the_pool_is_pushed_from_a_share_of_it_within_bounds(pool_size: int, nearest: int) -> None:
+    head = small_f2c()
+    head.pool_size = pool_size
+    cosine = torch.linspace(0.2, 0.8, 40)[None]
+    pushed = head._outside(cosine, torch.tensor([-1])).item()
+    assert pushed == pytest.approx(cosine[0, -nearest:].mean().item())
+    assert head._outside(cosine, torch.tensor([0])).item() == 0
+
+
 @pytest.mark.parametrize("name", ["adaface", "magface", "curricularface"])
 def test_f2c_with_a_margin_of_norms_or_statistics_raises_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=f"^head.margin: {name}: f2c takes margins of the cosine alone: cosface, "):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from rayface import config as configs
 from rayface import precision
@@ -17,7 +18,10 @@ from rayface.heads.from_config import (
 )
 from rayface.plan.memory import job_of
 from rayface.presets import PRESETS
+from rayface.training.builders import build_config_head
+from rayface.training.distributed import World
 from rayface.training.validate import _STREAMS
+from tests.heads.momentum_oracle import small_net
 
 
 def config_of(*overrides: str) -> Config:
@@ -70,6 +74,21 @@ def test_options_of_a_head_are_its_own_settings_typed() -> None:
     assert [usual.queue_rows(batch) for batch in (128, 96, 20_000)] == [8192, 8160, 20_000]
     f2c = build_config_options(config_of("head.name=f2c", "head.options.pool_size=7").head)
     assert (f2c.pool_size, f2c.momentum) == (7, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "own"),
+    [("dcq", {"queue_size": 256}, "queue"), ("f2c", {"pool_size": 256}, "pool")],
+)
+def test_head_that_is_built_of_a_config_has_each_of_its_settings(name: str, size: dict[str, int], own: str) -> None:
+    keys = ("head.scale=20", "head.margin_value=0.1", "train.seed=3", "backbone.embedding_size=8")
+    config = configs.with_overrides(config_of(f"head.name={name}", *keys), {"head.options": {**size, "momentum": 0.9}})
+    net = small_net()
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    head = build_config_head(config, 10, world, net)
+    assert (head.margin.scale, head.margin.m3, head.momentum) == (20, 0.1, 0.9)
+    wanted = HEADS[name](net, embedding_size=8, seed=3, **size)
+    assert torch.equal(getattr(head, own), getattr(wanted, own))
 
 
 @pytest.mark.parametrize(
