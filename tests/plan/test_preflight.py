@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rayface.config import with_overrides
-from rayface.plan.memory import host_memory, job_of
+from rayface.plan.memory import host_memory, job_of, memory
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 
 
@@ -35,6 +35,7 @@ def test_check_fits_when_too_large_names_remedies_that_work(small, changes, clas
 
 def test_check_fits_when_it_fits_passes_and_when_never_says_so(small):
     check_fits(small, 1000, 4 * 2**30)
+    check_fits(small, 1000, sum(memory(job_of(small, 1000, gpu=True)).values()))  # to the last byte
     with pytest.raises(
         ValueError, match=r"1\.0 MB: no setting is enough: use a GPU with more memory, or a smaller backb"
     ):

@@ -31,6 +31,15 @@ def test_step_seconds_of_a_known_job_equal_hand_count(job):
     assert step_total(seconds) == pytest.approx(sum(seconds.values()) - hidden)
 
 
+def test_head_products_are_at_the_rate_of_the_type_that_they_are_computed_in(job):
+    rates = Rates(gemm_tflops=2, fp32_tflops=1)
+    plain, stored, computed = (
+        step_seconds(replace(job, storage_bytes=storage, compute_bytes=compute), rates)["head_products"]
+        for storage, compute in ((4, 4), (2, 4), (4, 2))
+    )
+    assert plain == stored == 2 * computed
+
+
 @pytest.mark.parametrize("width", [1.0, 2.0, 5.0])
 def test_last_bucket_is_that_of_distributed_data_parallel(width):
     net = build_backbone("mini", embedding_size=256, image_size=56, width=width, dropout=0.0)

@@ -45,6 +45,7 @@ def test_journal_of_replayed_steps_does_not_repeat_them(tmp_path):
     for step in range(10):
         journal.metrics({"loss": 10 - step}, step)
     journal.metrics({"accuracy": 0.5}, 9)  # another name at the same step is no replay
+    journal.metrics({"epoch": 1}, 4)
     journal.close()
     journal = Journal(path)
     assert journal.last_step == 9

@@ -23,7 +23,13 @@ def test_origin_names_user_and_command_without_passwords(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("folder", "name"),
-    [("runs/a-001", "a-001"), ("demo/run", "demo/run"), ("emb", "emb"), ("/data/webface/run", "webface/run")],
+    [
+        ("runs/a-001", "a-001"),
+        ("demo/run", "demo/run"),
+        ("emb", "emb"),
+        ("runs", "runs"),
+        ("/data/webface/run", "webface/run"),
+    ],
 )
 def test_job_name_is_the_path_in_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, name: str
