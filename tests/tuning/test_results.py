@@ -132,3 +132,14 @@ def test_line_of_an_ended_trial_has_its_number_and_how_many_have_ended(left):
     trial = next(trial for trial in study.trials if trial.state.name == "COMPLETE")
     text = ended_line(trial, ["accuracy_mean"], [study.best_trial], 3, 12)
     assert text.startswith(f"trial {trial.number} (3 of 12): complete accuracy_mean {trial.value:.4g}")
+
+
+def test_line_of_a_trial_that_did_not_complete_has_its_reason_and_the_best_trial(left):
+    study = left[2]
+    best = study.best_trial
+    pruned, failed, own = (ended_line(t, ["accuracy_mean"], [best], 5, 12) for t in (*study.trials[4:2:-1], best))
+    assert pruned.startswith("trial 4 (5 of 12): pruned ")
+    assert "accuracy_mean" not in pruned
+    assert failed.startswith("trial 3 (5 of 12): fail ValueError: <b>bold</b> (best ")
+    assert f"(best {best.value:.4g}, trial {best.number})" in pruned
+    assert "(best" not in own

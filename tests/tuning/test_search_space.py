@@ -87,6 +87,11 @@ def test_condition_on_a_parameter_that_does_not_apply_is_not_met():
     ]
 
 
+def test_given_fields_of_a_parameter_are_those_that_are_set():
+    assert Parameter(choices=(1, "a")).given() == {"choices": [1, "a"]}
+    assert Parameter(low=0.1, high=1, log=True).given() == {"low": 0.1, "high": 1, "log": True}
+
+
 def test_condition_on_a_float_that_is_off_in_its_last_bit_applies():
     assert Parameter(choices=(1,), when={"x": 0.3}).applies({"x": 0.1 + 0.2})
     assert not Parameter(choices=(1,), when={"x": 0.3}).applies({"x": 0.30001})
