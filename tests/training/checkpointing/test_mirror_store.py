@@ -81,6 +81,23 @@ def test_newest_whole_is_the_newest_step_that_every_rank_has_delivered():
     assert found[0][0].part.step == 5
 
 
+def test_newest_whole_of_two_whole_states_is_the_later_one():
+    store = MirrorStore("a")
+    deliver(store, 0, 0, 6, workers=1)
+    deliver(store, 0, 1, 5, workers=1)
+    found = newest_whole(store.delivered())
+    assert found is not None
+    assert [copy.part.step for copy in found[0]] == [6]
+
+
+def test_write_that_the_system_takes_in_pieces_is_whole(monkeypatch):
+    store, write = MirrorStore("a"), os.pwrite
+    store.begin(0, 0, 12)
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: write(file, data[:3], offset))
+    store.write(0, 0, 2, b"abcdefgh")
+    assert store.read(0, 0, 0, 12) == b"\0\0abcdefgh\0\0"
+
+
 def test_newest_whole_does_not_mix_states_of_different_numbers_of_workers():
     store = MirrorStore("a")
     deliver(store, 0, 0, 5, workers=1)
