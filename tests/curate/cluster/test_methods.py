@@ -41,3 +41,14 @@ def test_density_does_not_connect_two_persons_through_a_bridge() -> None:
     found = density(vectors, near, threshold)
     assert len(set(found[:4].tolist())) == len(set(found[5:].tolist())) == 1
     assert found[0] != found[8]
+
+
+def test_density_connects_images_in_equally_dense_places() -> None:
+    vectors = np.repeat(np.eye(2, 4, dtype=np.float32), [2, 1], axis=0)
+    assert density(vectors, nearest(vectors, 2), 0.5).tolist() == [0, 0, 1]
+
+
+def test_average_at_a_threshold_below_zero_merges_what_is_not_opposite() -> None:
+    vectors = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
+    assert len(set(METHODS["average"](vectors[:2], nearest(vectors[:2], 1), -0.1).tolist())) == 1
+    assert len(set(METHODS["average"](vectors[::2], nearest(vectors[::2], 1), -0.1).tolist())) == 2
