@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from rayface.evaluation.extremes import Extremes
@@ -140,21 +139,22 @@ def _thresholds(
             genuine.add(same.scores[same.scores > lowest].cpu().numpy())
             if extremes is not None:
                 extremes.add(tile, same, lowest)
-            _count(tile.above(lowest), brackets)
+            # counted on the host: on an accelerator every number of a count would make it wait
+            _count(tile.above(lowest).cpu().numpy(), brackets)
             done(tile.num_pairs)
         if all(bracket.is_hit() for bracket in brackets):
             return {bracket.rank: bracket.threshold() for bracket in brackets}, genuine
         margin *= 8
 
 
-def _count(tail: torch.Tensor, brackets: Sequence[Bracket]) -> None:
+def _count(tail: NDArray[np.floating], brackets: Sequence[Bracket]) -> None:
     for bracket in brackets:
         inside = tail[tail > bracket.low]
         if bracket.high < np.inf:
             is_above = inside > bracket.high
-            bracket.above += int(is_above.sum())
+            bracket.above += int(np.count_nonzero(is_above))
             inside = inside[~is_above]
-        bracket.inside.add(inside.cpu().numpy())
+        bracket.inside.add(inside)
 
 
 def _brackets(pairs: PairTiles, ranks: Sequence[int], margin: float) -> tuple[list[Bracket], bool]:

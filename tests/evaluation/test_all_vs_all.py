@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_curve
 
 from rayface.evaluation import all_vs_all as module
@@ -45,6 +46,21 @@ def test_all_vs_all_of_groups_equals_a_loop_and_scikit_learns_curve(seed):
             np.repeat([1, 0], [len(genuine), len(impostor)]), np.r_[genuine, impostor], drop_intermediate=False
         )
         assert found == [tar[far <= rate].max() for rate in FARS]
+
+
+def test_more_rates_copy_no_more_tensors_to_the_host(monkeypatch):
+    """An accelerator's host waits for every copy: the brackets of all rates are counted from one."""
+    monkeypatch.setattr(module, "_SAMPLE_SIDE", 32)
+    monkeypatch.setattr(PairTiles.tiles, "__defaults__", ((48, 20),))
+    embeddings, labels, _ = embedded(400, 60, seed=3)
+    copy, found = torch.Tensor.cpu, []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: found.append(1) or copy(tensor))
+    copies = []
+    for fars in (FARS[:1], FARS[:4]):
+        found.clear()
+        tail_rates(embeddings, labels, fars)
+        copies.append(len(found))
+    assert copies[0] == copies[1] > 0
 
 
 def test_all_vs_all_in_small_tiles_with_brackets_equals_a_loop(monkeypatch):
