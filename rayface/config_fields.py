@@ -182,13 +182,18 @@ Seed = NotNegative
 
 def field_texts(module: ModuleType) -> dict[str, dict[str, str]]:
     """Return the docstring below every field of a module's dataclasses, by class; "" without one."""
-    found: dict[str, dict[str, str]] = {}
-    for kind in ast.parse(inspect.getsource(module)).body:
-        body = kind.body if isinstance(kind, ast.ClassDef) else []
-        for node, after in itertools.pairwise([*body, ast.Pass()]):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                text = (
-                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-                )
-                found.setdefault(kind.name, {})[node.target.id] = " ".join(str(text).split())
-    return found
+    kinds = [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef)]
+    return {
+        kind.name: {
+            node.target.id: _text(after)
+            for node, after in itertools.pairwise([*kind.body, ast.Pass()])
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+        for kind in kinds
+    }
+
+
+def _text(node: ast.stmt) -> str:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return " ".join(str(node.value.value).split())
+    return ""
