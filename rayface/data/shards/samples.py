@@ -46,8 +46,11 @@ class Fault:
     kind: str = "jpeg"
 
     def __str__(self) -> str:
+        from rayface.values import visible  # imports PyYAML, which the GPU kit's machine may lack
+
         member = f"{self.member} " if self.member else ""
-        return printable(mask(f"{self.shard}: {member}at byte {self.offset}: {self.reason}"))
+        line = printable(mask(f"{self.shard}: {member}at byte {self.offset}: {self.reason}"))
+        return visible(line).replace("\n", "\\n")  # names are of strangers, who could add lines to faults.log
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayface.data.shards.samples import ShardRows
+from rayface.data.shards.samples import Fault, ShardRows
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -40,3 +40,8 @@ def test_shard_rows_of_a_thousand_shards_take_one_pass() -> None:
     rows = ShardRows(shard, 1000)
     assert [rows[number].stop for number in range(1000)] == list(range(20, 20_001, 20))  # type: ignore[union-attr]
     assert Counted.seen <= 4 * len(shard)
+
+
+def test_fault_of_a_name_with_control_characters_is_one_visible_line() -> None:
+    fault = Fault(shard="a.tar", member="x\nnode lost\x1b]0;title\x07", offset=0, reason="label\r\u202e")
+    assert str(fault) == r"a.tar: x\nnode lost\x1b]0;title\x07 at byte 0: label\r\u202e"
