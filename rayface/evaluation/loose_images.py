@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.data.decode import decode_image
+from rayface.data.shards.samples import Fault
+from rayface.data.sources.image_file import read_image_file
 from rayface.evaluation.alignment import align
 
 _THREADS = 8  # decoding and alignment release the GIL
@@ -36,7 +38,9 @@ class LooseImages:
 
     def _read(self, place: int, image_size: int) -> NDArray[np.uint8] | None:
         try:
-            data = (self.folder / self.names[place]).read_bytes()
-            return align(decode_image(data), self.landmarks[place], image_size)
+            found = read_image_file(str(self.folder), self.names[place])
+            return (
+                None if isinstance(found, Fault) else align(decode_image(found.data), self.landmarks[place], image_size)
+            )
         except (OSError, ValueError):
             return None

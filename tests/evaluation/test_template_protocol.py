@@ -12,6 +12,7 @@ from rayface.config import EvaluateConfig
 from rayface.data.writer import write_dataset
 from rayface.evaluation.alignment import TEMPLATE
 from rayface.evaluation.identification import identify, tar_at_far
+from rayface.evaluation.loose_images import LooseImages
 from rayface.evaluation.template_protocol import TemplateProtocol, TemplateSettings
 from rayface.evaluation.template_set import read_ijb
 from rayface.evaluation.templates import template_features
@@ -171,6 +172,17 @@ def test_template_protocol_with_an_unreadable_image_leaves_it_out(ijb: Path) -> 
     given.embeddings[[0, 1]] = 0  # all images of a gallery's template
     figures = protocol.score(given).figures()
     assert (figures["num_left_out"], figures["num_templates"], figures["num_pairs"]) == (2, 29, 180)
+
+
+@pytest.mark.parametrize("path", ["../../private.png", "/private.png", "link.png", "a\0.png"])
+def test_template_protocol_of_images_outside_of_the_folder_reads_none(ijb: Path, path: str) -> None:
+    image = simplejpeg.encode_jpeg(np.full((60, 60, 3), 200, np.uint8))
+    (ijb.parent / "private.png").write_bytes(image)
+    folder = ijb / "loose_crop"
+    (folder / "link.png").symlink_to(ijb.parent / "private.png")
+    names = [path if path[0] != "/" else f"{ijb.parent}{path}", "1.jpg"]
+    loose = LooseImages(folder=folder, names=names, landmarks=np.stack([TEMPLATE * 60 / 112] * 2))
+    assert loose.read(0, 2, 112)[1].tolist() == [False, True]
 
 
 def test_template_protocol_without_a_readable_image_gives_no_figure(ijb: Path) -> None:
