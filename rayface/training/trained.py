@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -37,14 +37,16 @@ class WeightAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average, as the base class does, which starts a kernel for every buffer and waits for the device."""
         count = int(self.n_averaged)  # on the CPU
-        average, weights = list(self.module.parameters()), list(model.parameters())
+        average: list[Tensor] = [*self.module.parameters()]
+        weights: list[Tensor] = [*model.parameters()]
         if count:
             torch._foreach_lerp_(average, weights, 1 - min(self._decay, (1 + count) / (10 + count)))
         else:
             torch._foreach_copy_(average, weights)
         # One type at a time: other lists are copied tensor by tensor.
         for dtype in {buffer.dtype for buffer in model.buffers()}:
-            torch._foreach_copy_(*([b for b in net.buffers() if b.dtype == dtype] for net in (self.module, model)))
+            own, new = ([b for b in net.buffers() if b.dtype == dtype] for net in (self.module, model))
+            torch._foreach_copy_(own, new)
         self.n_averaged += 1
 
 

@@ -73,7 +73,7 @@ class _ActorStore:
     def begin(self, rank: int, slot: int, size: int) -> str:
         return str(self._answer("begin", rank, slot, size))
 
-    def write(self, rank: int, slot: int, offset: int, data: bytes | np.ndarray) -> None:
+    def write(self, rank: int, slot: int, offset: int, data: np.ndarray) -> None:
         self._answer("write", rank, slot, offset, data)
 
     def commit(self, rank: int, slot: int, part: Part) -> None:

@@ -59,7 +59,7 @@ class Store(Protocol):
     def begin(self, rank: int, slot: int, size: int) -> str:
         """See `MirrorStore.begin`."""
 
-    def write(self, rank: int, slot: int, offset: int, data: bytes | np.ndarray) -> None:
+    def write(self, rank: int, slot: int, offset: int, data: np.ndarray) -> None:
         """See `MirrorStore.write`."""
 
     def commit(self, rank: int, slot: int, part: Part) -> None:
@@ -117,9 +117,9 @@ class MirrorStore:
             os.posix_fallocate(descriptor, 0, max(1, size))
         return _path(descriptor)
 
-    def write(self, rank: int, slot: int, offset: int, data: bytes | np.ndarray) -> None:
-        """Write bytes of another node; an array (n,) of uint8 is in Ray's object store until this returns."""
-        view = memoryview(data)
+    def write(self, rank: int, slot: int, offset: int, data: np.ndarray) -> None:
+        """Write bytes (n,), uint8, of another node; they are in Ray's object store until this returns."""
+        view = data.data
         while view:
             count = os.pwrite(self._memory[rank, slot][0], view, offset)
             view, offset = view[count:], offset + count

@@ -69,6 +69,6 @@ class DeviceCopy:
         """Block until the copy is complete."""
         self._done.synchronize()
 
-    def before_change(self, rows: Tensor | None = None) -> None:
-        """Have later work of the current stream wait for the copy, all of it."""
+    def before_change(self) -> None:
+        """Have later work of the current stream wait for the copy."""
         torch.cuda.current_stream(self._device).wait_event(self._done)

@@ -58,7 +58,9 @@ class Snapshot:
             return
         start = time.perf_counter()
         for shard in self._rows:
-            if rows is None and isinstance(shard, RowCopy):
+            if not isinstance(shard, RowCopy):
+                shard.before_change()
+            elif rows is None:
                 self._rows_copied.wait()
             else:
                 shard.before_change(rows)

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from rayface.training.checkpointing.mirror_store import MirrorStore, Part, mapped, newest_whole
@@ -29,8 +30,8 @@ def test_delivered_part_is_read_by_mapping_and_by_bytes():
 def test_bytes_of_another_node_are_written_in_pieces():
     store = MirrorStore("a")
     store.begin(0, 1, 6)
-    store.write(0, 1, 0, b"abc")
-    store.write(0, 1, 3, b"def")
+    store.write(0, 1, 0, np.frombuffer(b"abc", np.uint8))
+    store.write(0, 1, 3, np.frombuffer(b"def", np.uint8))
     store.commit(0, 1, part(1))
     assert store.read(0, 1, 0, 6) == b"abcdef"
 

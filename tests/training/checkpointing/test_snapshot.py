@@ -73,13 +73,15 @@ def test_wait_until_copied_for_all_rows_blocks_until_the_thread_is_done():
 def test_wait_until_copied_of_rows_on_a_gpu_does_not_block_the_host(monkeypatch):
     """Not for all rows either, before the thread has run."""
     waits = []
-    monkeypatch.setattr(snapshot_module, "DeviceCopy", lambda *_: SimpleNamespace(before_change=waits.append))
+    monkeypatch.setattr(
+        snapshot_module, "DeviceCopy", lambda *_: SimpleNamespace(before_change=lambda: waits.append("gpu"))
+    )
     monkeypatch.setattr(RowShard, "is_cuda", True)
     snapshot = Snapshot()
     snapshot.start({"c": RowShard.of(rows(), 0, 6)}, Memory())
     snapshot.wait_until_copied()
-    snapshot.wait_until_copied("rows")
-    assert waits == [None, "rows"]
+    snapshot.wait_until_copied(object())  # rows that the host must not read
+    assert waits == ["gpu", "gpu"]
 
 
 def test_wait_until_copied_without_a_snapshot_does_not_block():
