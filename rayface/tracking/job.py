@@ -12,7 +12,7 @@ from rayface.config import TrackingConfig
 from rayface.credentials import mask
 from rayface.progress import recorded_in
 from rayface.tracking.delivery import Delivery, require_packages, start, start_readers
-from rayface.tracking.journal import Journal, Status
+from rayface.tracking.journal import Journal, Status, read_records
 from rayface.tracking.origin import job_name, server_command
 from rayface.tracking.server import RUN_NAME
 from rayface.tracking.spool import JOURNAL
@@ -103,6 +103,14 @@ def tracked_job(
         for reader in readers:
             reader.close(config.timeout)
             logger.info("%s", reader.hint)
+
+
+def was_tracked(folder: Path) -> bool:
+    """Return whether a job logged everything into `folder`/journal: False after a kill between its result and that."""
+    journal, last = folder / JOURNAL / "driver.jsonl", None
+    for record, _ in read_records(journal, 0) if journal.exists() else ():
+        last = record
+    return last is not None and last["kind"] == "finish" and last["status"] == "FINISHED"
 
 
 def _show(job: TrackedJob, folder: str) -> None:

@@ -50,7 +50,7 @@ from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
 from rayface.storage import atomic_stream, normalise
-from rayface.tracking.job import tracked_job
+from rayface.tracking.job import tracked_job, was_tracked
 from rayface.version import VERSION
 
 _JOB = ".cluster_job.json"
@@ -95,24 +95,32 @@ def cluster(config: Config) -> ClusterResult:
     start = time.monotonic()
     inputs = _opened(config)
     with job_output(inputs.root, inputs.job, _JOB, key="clustering.out") as output:
-        if found := read_result(output.path):
+        if (result := read_result(output.path)) is not None:
             output.work.delete()  # left by a crash between the two
-            return found
-        (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
+            if was_tracked(output.folder):
+                return result
         with tracked_job(output.folder, config.tracking, inputs.job, output=output.root) as tracked:
-            debug = config.cluster.debug
-            session = ray_session(config.cluster.address, debug=debug, prometheus=config.tracking.prometheus)
-            with session, quiet_data(debug):
-                if is_cluster(config.cluster.address):
-                    require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
-                result = _clustered(config, inputs, output)
-                result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
-                write_json(output.folder / RESULT, result.as_dict())
-                output.finish(RESULT)
+            if result is None:
+                result = _run(config, inputs, output, start)
             tracked.journal.metrics(_numbers(result), step=0)
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(output.path / name)
     return replace(result, tracked=tracked.result(), folder=output.path)
+
+
+def _run(config: Config, inputs: _Inputs, output: JobOutput, start: float) -> ClusterResult:
+    """Cluster in a Ray session and write the result."""
+    (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
+    debug = config.cluster.debug
+    session = ray_session(config.cluster.address, debug=debug, prometheus=config.tracking.prometheus)
+    with session, quiet_data(debug):
+        if is_cluster(config.cluster.address):
+            require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
+        result = _clustered(config, inputs, output)
+        result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
+        write_json(output.folder / RESULT, result.as_dict())
+        output.finish(RESULT)
+    return result
 
 
 def _opened(config: Config) -> _Inputs:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from rayface.config import CleanConfig, Config, require_keys
 from rayface.curate.clean.job import Cleaned, clean_images, write_findings
@@ -36,7 +35,7 @@ from rayface.curate.prune.result import (
 )
 from rayface.curate.prune.selection import Method, Selector
 from rayface.curate.prune.selection_method import ThresholdMethod
-from rayface.curate.prune.settings import check_clean, check_settings
+from rayface.curate.prune.settings import check_clean, check_settings, fingerprint
 from rayface.curate.work_files import WorkPath
 from rayface.data.configured import open_configured
 from rayface.data.dataset import Dataset
@@ -47,7 +46,7 @@ from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
 from rayface.storage import normalise
-from rayface.tracking.job import tracked_job
+from rayface.tracking.job import tracked_job, was_tracked
 from rayface.version import VERSION
 
 PROXY = "proxy"  # folder of the proxy model and its embeddings
@@ -96,26 +95,34 @@ def prune(config: Config) -> PruneResult:
     start = time.monotonic()
     inputs = _opened(config)
     with job_output(inputs.root, inputs.job, _JOB, key="prune.out", beside=[PROXY]) as output:
-        if found := read_result(output.path):
+        if (result := read_result(output.path)) is not None:
             output.work.delete()  # left by a crash between the two
-            return found
-        (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
-        cluster = config.cluster
+            if was_tracked(output.folder):
+                return result
         job = tracked_job(output.folder, config.tracking, inputs.job, output=output.root)
         with _abandoned_if_unreachable(output), job as tracked:
-            session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
-            with session, quiet_data(cluster.debug), _work_deleted_if_unreachable(output):
-                core_set, dataset = _selected(config, inputs, output)
-                result = _result(config, inputs, output, core_set, dataset)
-                _write_report(config, inputs, output, core_set, result)
-                result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
-                write_json(output.folder / RESULT, result.as_dict())
-                output.finish(RESULT)
+            if result is None:
+                result = _run(config, inputs, output, start)
             numbers = {k: v for k, v in result.as_dict().items() if isinstance(v, int | float)}
             tracked.journal.metrics(numbers, step=0)
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(output.path / name)
     return replace(result, tracked=tracked.result(), folder=output.path)
+
+
+def _run(config: Config, inputs: _Inputs, output: JobOutput, start: float) -> PruneResult:
+    """Select the core set in a Ray session and write the result."""
+    (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
+    cluster = config.cluster
+    session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
+    with session, quiet_data(cluster.debug), _work_deleted_if_unreachable(output):
+        core_set, dataset = _selected(config, inputs, output)
+        result = _result(config, inputs, output, core_set, dataset)
+        _write_report(config, inputs, output, core_set, result)
+        result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
+        write_json(output.folder / RESULT, result.as_dict())
+        output.finish(RESULT)
+    return result
 
 
 @contextlib.contextmanager
@@ -154,7 +161,7 @@ def _opened(config: Config) -> _Inputs:
         check_data(source, dataset)
         if settings.write_shards:
             check_copied(dataset)
-    return _Inputs(root=root, source=source, dataset=dataset, test=test, job=_job(config, source, test, dataset))
+    return _Inputs(root=root, source=source, dataset=dataset, test=test, job=fingerprint(config, source, test, dataset))
 
 
 def _selected(config: Config, inputs: _Inputs, output: JobOutput) -> tuple[_CoreSet, DatasetCounts | None]:
@@ -269,28 +276,3 @@ def _table(result: PruneResult) -> list[tuple[str, str]]:
         rows.append(("identities too large for a full comparison", f"{result.counts.identities_compared_in_part:,}"))
     cosines = f"{result.mean_cosine_before:.3f}, of the images kept {result.mean_cosine_after:.3f}"
     return [*rows, ("mean cosine within an identity", cosines)]
-
-
-def _job(config: Config, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> Values:
-    """Return the fingerprint that must be equal to resume in a folder or reuse its result."""
-    settings, clean = asdict(config.prune), asdict(config.clean)
-    names = ("method", "threshold", "keep", "min_images", "global_weight", "seed", "baselines", "head")
-    looked_for = ("outliers", "duplicates", "conflicts", "bytes")
-    job = {
-        **{name: settings[name] for name in names},
-        "clean": {
-            **{name: clean[name] for name in looked_for},
-            "test": clean["above"],
-            "drop": config.clean.dropped,
-            "merge": clean["merge"],
-        },
-        "block_size": settings["block_size"],
-        "embeddings": source.digest,
-        "exclude": test.digest if test else None,
-        "dataset_digest": dataset.digest if dataset else None,
-        "write_shards": settings["write_shards"],
-    }
-    if settings["options"]:  # omitted if empty, so that jobs of versions without options resume
-        job["options"] = settings["options"]
-    found: Values = json.loads(json.dumps(job))
-    return found

@@ -1,10 +1,14 @@
-"""Checks of the settings of a prune job before it starts, beside the validators of their fields."""
+"""Checks of the settings of a prune job before it starts, beside the validators of their fields; its fingerprint."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import asdict
 
 from rayface.config import CleanConfig, Config
 from rayface.curate.clean.clean import check_options
 from rayface.curate.prune.methods import check_methods
+from rayface.curate.prune.result import Values
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
 
@@ -38,3 +42,28 @@ def check_clean(clean: CleanConfig, source: Embeddings, test: Embeddings | None,
         )
     if clean.bytes and dataset is None:
         raise ValueError("clean.bytes: requires prune.data, the dataset with the files")
+
+
+def fingerprint(config: Config, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> Values:
+    """Return the fingerprint that must be equal to resume in a folder or reuse its result."""
+    settings, clean = asdict(config.prune), asdict(config.clean)
+    names = ("method", "threshold", "keep", "min_images", "global_weight", "seed", "baselines", "head")
+    looked_for = ("outliers", "duplicates", "conflicts", "bytes")
+    job = {
+        **{name: settings[name] for name in names},
+        "clean": {
+            **{name: clean[name] for name in looked_for},
+            "test": clean["above"],
+            "drop": config.clean.dropped,
+            "merge": clean["merge"],
+        },
+        "block_size": settings["block_size"],
+        "embeddings": source.digest,
+        "exclude": test.digest if test else None,
+        "dataset_digest": dataset.digest if dataset else None,
+        "write_shards": settings["write_shards"],
+    }
+    if settings["options"]:  # omitted if empty, so that jobs of versions without options resume
+        job["options"] = settings["options"]
+    found: Values = json.loads(json.dumps(job))
+    return found

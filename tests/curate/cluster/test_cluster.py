@@ -269,3 +269,20 @@ def test_cluster_searching_lists_tells_its_recall_and_resumes_only_with_the_same
 
 def test_cluster_of_few_images_searches_exactly(job: Job) -> None:
     assert job(threshold=0.4).neighbour_recall is None
+
+
+def test_cluster_killed_before_its_result_was_tracked_tracks_it_when_run_again(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, journal = job(threshold=0.4), tmp_path / "out" / "journal" / "driver.jsonl"
+    lines = journal.read_text().splitlines()
+    done = next(n for n, line in enumerate(lines) if json.loads(line)["kind"] == "metrics")
+    journal.write_text("\n".join([*lines[:done], ""]))
+    monkeypatch.setattr(module, "_run", None)  # would fail
+    assert job(threshold=0.4).counts == first.counts
+    records = [json.loads(line) for line in journal.read_text().splitlines()[done:]]
+    (values,) = (record["values"] for record in records if record["kind"] == "metrics")
+    assert values["clusters"] == first.counts.clusters
+    assert [record["kind"] for record in records[-3:]] == ["artifact", "artifact", "finish"]
+    job(threshold=0.4)
+    assert len(journal.read_text().splitlines()) == done + len(records)  # once

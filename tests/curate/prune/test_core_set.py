@@ -142,3 +142,20 @@ def test_prune_with_settings_that_contradict_is_refused_before_anything_is_writt
         job(**keys)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "core").exists()
+
+
+def test_prune_killed_before_its_result_was_tracked_tracks_it_when_run_again(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, journal = job(threshold=0.7), tmp_path / "core" / "journal" / "driver.jsonl"
+    lines = journal.read_text().splitlines()
+    done = next(n for n, line in enumerate(lines) if json.loads(line)["kind"] == "metrics")
+    journal.write_text("\n".join([*lines[:done], ""]))
+    monkeypatch.setattr(module, "_run", None)  # would fail
+    assert job(threshold=0.7).counts == first.counts
+    records = [json.loads(line) for line in journal.read_text().splitlines()[done:]]
+    (values,) = (record["values"] for record in records if record["kind"] == "metrics")
+    assert values["faces_out"] == first.counts.faces_out
+    assert [record["kind"] for record in records[-3:]] == ["artifact", "artifact", "finish"]
+    job(threshold=0.7)
+    assert len(journal.read_text().splitlines()) == done + len(records)  # once
