@@ -1,6 +1,5 @@
 """Save and load models: safetensors with a description, ONNX, and published checkpoints."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from rayface.models.model_info import DESCRIPTION, HUB_DESCRIPTION, WEIGHTS, Mod
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
 from rayface.models.run_files import CONFIG, all_in
 from rayface.models.threshold_card import threshold_rows
-from rayface.storage import is_local, join, local_copy, split
+from rayface.storage import is_local, join, local_copy, split, temporary_name
 from rayface.version import VERSION
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
@@ -117,7 +116,7 @@ def save_model(
 
 def write_weights(module: nn.Module, path: Path) -> str:
     """Write the weights of a module as safetensors, atomically; return their sha256."""
-    temporary = temporary_name(path)
+    temporary = Path(temporary_name(str(path)))
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     save_file(tensors, temporary, metadata={"format": "pt"})
     digest = sha256_of(temporary)
@@ -243,8 +242,3 @@ def _description(path: Path, backbone: str | None) -> ModelInfo:
     if info.sha256 not in ("", found):
         raise ValueError(f"model {path} is not the one that {description} describes: its sha256 is {found}")
     return replace(info, sha256=found)
-
-
-def temporary_name(path: Path) -> Path:
-    """Return a hidden name beside `path`, unique to this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -12,10 +12,11 @@ from torch import nn
 
 from rayface.files import publish
 from rayface.models.model_card import write_card
-from rayface.models.model_files import LoadedModel, temporary_name
+from rayface.models.model_files import LoadedModel
 from rayface.models.model_info import NORMALISATION
 from rayface.models.onnx_model import OnnxModule
 from rayface.models.threshold_card import as_json
+from rayface.storage import DAY, delete_temporary, temporary_name
 
 ONNX_OPSET = 18
 MAX_ONNX_ERROR = 1e-3  # maximum absolute error of an embedding of length 1
@@ -53,8 +54,9 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
 
     tensors = model.module.state_dict().values()
     external_data |= sum(tensor.numel() * tensor.element_size() for tensor in tensors) > MAX_SINGLE_FILE
-    folder = temporary_name(out)  # a folder, because the .onnx holds the file name of its weights
+    folder = Path(temporary_name(str(out)))  # a folder, because the .onnx holds the file name of its weights
     folder.mkdir(parents=True)
+    delete_temporary(out.parent, min_age=DAY)
     try:
         weights = {"save_as_external_data": True, "location": f"{out.name}.data"} if external_data else {}
         onnx.save(_onnx_model(model), folder / out.name, **weights)
@@ -65,6 +67,8 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
             )
         written = sorted(folder.iterdir(), reverse=True)  # publish the weights first: the .onnx depends on them
         num_bytes = sum(path.stat().st_size for path in written)
+        if external_data:
+            out.unlink(missing_ok=True)  # an interruption must not leave an earlier .onnx beside these weights
         for path in written:
             publish(path, out.with_name(path.name))
     finally:

@@ -38,6 +38,7 @@ from rayface.storage.paths import (
 from rayface.storage.reads import Source, forward_reads, open_binary, read_bytes, windowed
 from rayface.storage.remote_path import AnyPath, RemotePath, path_of, uri_of
 from rayface.storage.writes import (
+    DAY,
     LARGEST_REMOTE,
     AtomicFile,
     atomic_stream,
@@ -51,6 +52,7 @@ from rayface.storage.writes import (
 
 __all__ = [
     "CACHE_VARIABLE",
+    "DAY",
     "LARGEST_REMOTE",
     "LEASE",
     "REQUESTS",

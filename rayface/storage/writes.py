@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -19,6 +22,7 @@ from rayface.storage.paths import is_local, locate
 LARGEST_REMOTE = 5 << 30  # maximum bytes of a file that S3 renames
 _EMPTIED_FIRST = {"abfs"}
 """Stores that show an object empty before it is complete. HDFS does, too, but renames to no existing file."""
+DAY = 24 * 3600.0  # seconds
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -97,11 +101,21 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def delete_temporary(folder: str) -> None:
-    """Delete temporary files of killed writers in a local folder."""
-    for name in filter(is_temporary, os.listdir(folder)):
+def delete_temporary(folder: str | Path, *, min_age: float = 0.0) -> None:
+    """Delete temporary files and folders of killed writers in a local folder; nothing if there is no such folder.
+
+    Args:
+        min_age: seconds since their last change, where another process may be writing; DAY is safe.
+    """
+    path = Path(folder)
+    for name in filter(is_temporary, os.listdir(path) if path.is_dir() else ()):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
+            if min_age and (path / name).lstat().st_mtime > time.time() - min_age:
+                continue
+            if (path / name).is_dir():
+                shutil.rmtree(path / name, ignore_errors=True)
+            else:
+                (path / name).unlink()
 
 
 def sync_folder(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 
 import numpy as np
@@ -69,6 +70,36 @@ def test_export_onnx_with_external_data_writes_the_weights_beside(run, backbone,
     assert result["num_bytes"] == sum(path.stat().st_size for path in out.parent.glob("big*"))
     images = random_faces(2)
     np.testing.assert_allclose(load_model(out).embed(images), load_model(run).embed(images), atol=1e-5)
+
+
+def test_export_onnx_interrupted_between_weights_and_graph_leaves_no_mixed_model(run, tmp_path, monkeypatch):
+    out, publish = tmp_path / "new" / "big.onnx", onnx_export.publish
+    export_onnx(load_model(run), out, external_data=True)
+
+    def interrupted(temporary, path):
+        if path == out:
+            raise KeyboardInterrupt
+        publish(temporary, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(onnx_export, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_onnx(load_model(run), out, external_data=True)
+    assert not out.exists()
+    export_onnx(load_model(run), out, external_data=True)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["big.onnx", "big.onnx.data", "model_card.md"]
+
+
+def test_export_onnx_beside_folders_of_killed_exports_deletes_the_old_ones(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 7)  # as in a container that is started again
+    out = tmp_path / "new"
+    for name in (".m.onnx.7.tmp", ".m.onnx.01234567.tmp", ".m.onnx.76543210.tmp"):
+        (out / name).mkdir(parents=True)
+        (out / name / "m.onnx").touch()
+    os.utime(out / ".m.onnx.01234567.tmp", (1, 1))
+    export_onnx(load_model(run), out / "m.onnx")
+    left = {path.name for path in out.iterdir()}
+    assert left == {".m.onnx.7.tmp", ".m.onnx.76543210.tmp", "m.onnx", "model_card.md"}
 
 
 def test_export_onnx_on_real_faces_equals_pytorch(faces, run, tmp_path):
