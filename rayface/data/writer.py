@@ -8,7 +8,7 @@ import io
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.keys import read_keys, repeated_key
 from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, PAIRS, UNFINISHED, Manifest, Parent, ShardEntry
+from rayface.data.output_folder import exclusive_output
 from rayface.data.shards.members import Image, encode_sample, parse_name
 from rayface.data.shards.scan import INDEX_SCHEMA, index_table
 from rayface.data.shards.tar import end_of_archive, is_safe_name
-from rayface.files import exclusive_folder
 from rayface.storage import (
     LARGEST_REMOTE,
     AtomicFile,
@@ -31,8 +31,6 @@ from rayface.storage import (
     delete,
     is_local,
     join,
-    list_names,
-    make_folder,
     normalise,
     split,
     write_bytes,
@@ -190,7 +188,7 @@ class ShardWriter:
         self._hashes = array("q")
         self._shard: ShardFile | None = None
         self._ownership = contextlib.ExitStack()
-        self._ownership.enter_context(_exclusive_dataset(self.root))
+        self._ownership.enter_context(exclusive_output(self.root, lambda each: bool(_OURS.fullmatch(each))))
         self._index = AtomicFile(join(self.root, INDEX))
         self._parquet = pq.ParquetWriter(self._index.stream, INDEX_SCHEMA)
 
@@ -270,29 +268,3 @@ def _checked_identities(identities: Sequence[str]) -> list[str]:
         twice = Counter(names).most_common(1)[0][0]
         raise ValueError(f"identities: {twice!r} occurs twice; names must be unique")
     return names
-
-
-@contextlib.contextmanager
-def _exclusive_dataset(root: str) -> Iterator[None]:
-    """Own the folder of a new dataset while inside: refuse one in use, delete files of an interrupted writer."""
-    make_folder(root)
-    foreign = refuse_not_empty(root)
-    with exclusive_folder(Path(root), root, lock=UNFINISHED) if is_local(root) else contextlib.nullcontext():
-        try:
-            if not is_local(root):
-                write_bytes(join(root, UNFINISHED), b"")
-            for name in foreign:
-                if _OURS.fullmatch(name):
-                    delete(join(root, name))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{root}: cannot be written ({error})") from None
-        yield
-
-
-def refuse_not_empty(root: str) -> list[str]:
-    """Return the files that an interrupted writer left in a folder; DataError if it holds anything else."""
-    names = list_names(root)
-    foreign = [name for name in names if name != UNFINISHED]
-    if foreign and UNFINISHED not in names:
-        raise DataError(f"{root}: is not empty ({foreign[0]}); give a new folder, existing data is never overwritten")
-    return foreign

@@ -14,6 +14,7 @@ from rayface.data.conversion.mapping import map_in_threads
 from rayface.data.convert import JOB as CONVERT_JOB
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.manifest import UNFINISHED
 from rayface.data.shards.samples import Fault
 from rayface.data.sources import DatasetSource, open_source
 from rayface.data.targets import Written, target_of
@@ -86,6 +87,8 @@ def write_target(config: Config) -> Written:
 def _require_new(out: str, work: AnyPath) -> None:
     """Refuse an output that exists before the conversion: a target would, after it."""
     path = path_of(out)
+    if path.is_dir() and UNFINISHED in list_names(out):
+        return  # the target starts over, or refuses it
     if path.is_file():
         raise DataError(f"convert.out: {out}: exists: choose another file, existing data is never overwritten")
     if path.is_dir() and list_names(out) and work.exists():

@@ -16,6 +16,7 @@ import pytest
 import webdataset
 
 import rayface
+from rayface.data import output_folder
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.writer import ShardWriter, write_dataset
@@ -163,6 +164,34 @@ def test_write_dataset_during_another_write_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="another process owns it"):
             ShardWriter(tmp_path / "out", **settings)
         assert first.finish().num_images == 1
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_write_dataset_after_another_that_finished_since_it_looked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_listed: bool
+) -> None:
+    """The other writer is done between the listing of the folder, before or during its write, and the lock."""
+    settings, own = {"name": "x", "identities": NAMES, "image_size": None}, output_folder.exclusive_folder
+    first: list[ShardWriter] = []
+
+    def start() -> None:
+        first.append(ShardWriter(tmp_path / "out", **settings))
+        first[0].add("k", 0, b"x")
+
+    def later(*args: object, **options: object) -> object:
+        monkeypatch.setattr(output_folder, "exclusive_folder", own)
+        if not is_listed:
+            start()
+        with first[0]:
+            first[0].finish()
+        return own(*args, **options)
+
+    if is_listed:
+        start()
+    monkeypatch.setattr(output_folder, "exclusive_folder", later)
+    with pytest.raises(DataError, match=r"is not empty \(.*\); give a new folder"):
+        ShardWriter(tmp_path / "out", **settings)
+    assert open_dataset(tmp_path / "out").num_images == 1
 
 
 SLOW_WRITER = """

@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayface.data.decode import SNIFF_BYTES, image_format
+from rayface.data.directory import refuse_unfinished
+from rayface.data.manifest import UNFINISHED
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
@@ -61,6 +63,8 @@ class FolderSource(DatasetSource):
     def prepare(self, near: str) -> None:
         if not os.path.isdir(self.root):
             raise DataError(f"{self.root}: no such folder of identities")
+        if os.path.exists(os.path.join(self.root, UNFINISHED)):
+            refuse_unfinished(self.root, {UNFINISHED})
         for entry in self._entries("", self._faults):
             if entry.is_dir():
                 self._folders.append(entry.name)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 from pyarrow import fs as pafs
 
+from rayface.data.directory import refuse_unfinished
+from rayface.data.manifest import UNFINISHED
 from rayface.data.sources.image_file import printable
-from rayface.storage import DataError, is_local, locate, one_line, retried
+from rayface.storage import DataError, exists, is_local, join, locate, one_line, retried
 
 
 def find_files(root: str) -> list[str]:
@@ -25,6 +27,8 @@ def find_files(root: str) -> list[str]:
         raise DataError(f"{root}: no such folder or parquet file")
     if info.is_file:
         return [""]
+    if exists(join(root, UNFINISHED)):
+        refuse_unfinished(root, {UNFINISHED})
     found = _local_files(root, inside) if is_local(root) else _remote_files(root, filesystem, inside)
     names = sorted(name for name in found if name.endswith((".parquet", ".parq")) and not _is_hidden(name))
     if not names:

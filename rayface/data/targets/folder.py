@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,24 +28,30 @@ def write_folder(dataset: Dataset, out: str) -> Written:
     Raises:
         DataError: `out` is not empty, not on a local disk, or cannot be written.
     """
-    root = new_folder(str(on_disk(out, "convert.out")))
     names = [file_name(identity_of(dataset, label)) for label in range(dataset.num_classes)]
     folders = list(numbered_keys(names))
+    with new_folder(str(on_disk(out, "convert.out")), set(folders)) as root:
+        try:
+            return _write(dataset, root, folders)
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror}: choose another folder"
+            raise DataError(f"convert.out: {root}: {reason}") from None
+
+
+def _write(dataset: Dataset, root: str, folders: Sequence[str]) -> Written:
+    """Write the images into `folders`, by label."""
     faults: list[Fault] = []
     keys = (key for batch in dataset.key_batches() for key in batch.to_pylist())
     num_images = 0
-    try:
-        for label in np.unique(dataset.index.label).tolist():
-            os.mkdir(os.path.join(root, folders[label]))
-        rows = np.arange(dataset.num_images)
-        for key, label, sample in zip(keys, dataset.index.label.tolist(), read_rows(dataset, rows), strict=True):
-            if isinstance(sample, Fault):
-                faults.append(sample)
-                continue
-            _write_new(os.path.join(root, folders[label]), file_name(flat_key(key)), sample.jpeg)
-            num_images += 1
-    except OSError as error:
-        raise DataError(f"convert.out: {root}: cannot be written: {error.strerror}: choose another folder") from None
+    for label in np.unique(dataset.index.label).tolist():
+        os.mkdir(os.path.join(root, folders[label]))
+    rows = np.arange(dataset.num_images)
+    for key, label, sample in zip(keys, dataset.index.label.tolist(), read_rows(dataset, rows), strict=True):
+        if isinstance(sample, Fault):
+            faults.append(sample)
+            continue
+        _write_new(os.path.join(root, folders[label]), file_name(flat_key(key)), sample.jpeg)
+        num_images += 1
     return Written(num_images=num_images, num_files=num_images, faults=tuple(faults))
 
 

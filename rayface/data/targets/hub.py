@@ -16,29 +16,29 @@ def write_hub(dataset: Dataset, out: str) -> Written:
     Raises:
         DataError: `out` is not empty or cannot be written.
     """
-    root = new_folder(out)
-    written = write_parquet(dataset, join(root, "data"))
-    about = dataset.about
-    values = {
-        "pretty_name": dataset.name,
-        "task_categories": ["image-feature-extraction"],
-        "tags": ["face-recognition"],
-        "size_categories": [_size_category(written.num_images)],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
-    }
-    counts = f"{written.num_images:,} images of {dataset.num_classes_with_images:,} identities"
-    side = " x ".join(map(str, about.image_size)) + " pixels" if about.image_size else "of several sizes"
-    text = (
-        f"# {plain(dataset.name)}\n\n{counts}, {side}.\n\n"
-        "| | |\n|---|---|\n"
-        f"| source | {plain(about.source) or 'not stated'} |\n"
-        f"| licence | {plain(about.licence) or 'not stated'} |\n"
-        f"| digest | `{plain(dataset.digest)}` |\n"
-        f"| created by | {plain(about.created_by) or 'not stated'} |\n\n"
-        "The images show persons: whoever publishes or uses them needs their consent or another legal ground.\n"
-    )
-    write_bytes(join(root, CARD), hub_card(values, about.licence, text))
-    return written
+    with new_folder(out, ("data", CARD)) as root:
+        written = write_parquet(dataset, join(root, "data"))
+        about = dataset.about
+        values = {
+            "pretty_name": dataset.name,
+            "task_categories": ["image-feature-extraction"],
+            "tags": ["face-recognition"],
+            "size_categories": [_size_category(written.num_images)],
+            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        }
+        counts = f"{written.num_images:,} images of {dataset.num_classes_with_images:,} identities"
+        side = " x ".join(map(str, about.image_size)) + " pixels" if about.image_size else "of several sizes"
+        text = (
+            f"# {plain(dataset.name)}\n\n{counts}, {side}.\n\n"
+            "| | |\n|---|---|\n"
+            f"| source | {plain(about.source) or 'not stated'} |\n"
+            f"| licence | {plain(about.licence) or 'not stated'} |\n"
+            f"| digest | `{plain(dataset.digest)}` |\n"
+            f"| created by | {plain(about.created_by) or 'not stated'} |\n\n"
+            "The images show persons: whoever publishes or uses them needs their consent or another legal ground.\n"
+        )
+        write_bytes(join(root, CARD), hub_card(values, about.licence, text))
+        return written
 
 
 def _size_category(num_images: int) -> str:

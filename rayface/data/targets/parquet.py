@@ -29,18 +29,18 @@ def write_parquet(dataset: Dataset, out: str) -> Written:
     Raises:
         DataError: `out` is not empty or cannot be written.
     """
-    root = new_folder(out)
     faults: list[Fault] = []
     schema = _schema(dataset)
     keys = (key for batch in dataset.key_batches() for key in batch.to_pylist())
     starts = range(0, dataset.num_images, _FILE)
     num_images = 0
-    for number, start in enumerate(starts):
-        name = f"train-{number:05d}-of-{len(starts):05d}.parquet"
-        with atomic_stream(join(root, name)) as stream, pq.ParquetWriter(stream, schema) as writer:
-            for rows in _groups(dataset, start, min(start + _FILE, dataset.num_images), keys, faults):
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                num_images += len(rows)
+    names = [f"train-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
+    with new_folder(out, names) as root:
+        for name, start in zip(names, starts, strict=True):
+            with atomic_stream(join(root, name)) as stream, pq.ParquetWriter(stream, schema) as writer:
+                for rows in _groups(dataset, start, min(start + _FILE, dataset.num_images), keys, faults):
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+                    num_images += len(rows)
     return Written(num_images=num_images, num_files=len(starts), faults=tuple(faults))
 
 

@@ -1,15 +1,23 @@
 """What goes in comes out, in every format; `rayface convert --to`."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rayface.cli.command_line import _outcome
+from rayface.data import targets
 from rayface.data.convert import convert
-from rayface.data.dataset import open_dataset
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.output_folder import exclusive_output
+from rayface.data.shards.samples import Fault, Sample
 from rayface.data.sources import open_source
 from rayface.data.targets import TARGETS, target_of
+from rayface.data.targets.samples import read_rows
 from rayface.storage import DataError
 from tests.data.targets.small_set import by_name, dataset_of
 
@@ -26,6 +34,40 @@ def test_target_that_is_converted_back_gives_the_same_images_of_the_same_names(
     assert len(by_name(dataset)) == 5
     with pytest.raises(DataError, match="is not empty"):
         target_of(kind)(dataset, str(tmp_path / "written"))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("folder", {"image_size": None}), ("hub", {}), ("parquet", {})])
+def test_target_that_is_interrupted_is_refused_as_a_source_and_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, object]
+) -> None:
+    dataset, out = dataset_of(tmp_path / "set"), tmp_path / "half" / "same"
+
+    def written(folder: Path) -> dict[str, bytes]:
+        target_of(kind)(dataset, str(folder))
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def interrupted(source: Dataset, rows: NDArray[np.int64]) -> Iterator[Sample | Fault]:
+        yield from itertools.islice(read_rows(source, rows), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        for module in (targets.folder, targets.parquet):
+            patched.setattr(module, "read_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            target_of(kind)(dataset, str(out))
+    with pytest.raises(DataError, match="is unfinished; run the command that writes it again"):
+        convert(open_source(kind, out, options), tmp_path / "again")
+    with (
+        exclusive_output(str(out), lambda name: False),
+        pytest.raises(DataError, match="another process owns it"),
+    ):
+        written(out)
+    assert written(out) == written(tmp_path / "whole" / "same")
+    (tmp_path / "mine").mkdir()
+    for name in (".unfinished", "notes"):
+        (tmp_path / "mine" / name).touch()
+    with pytest.raises(DataError, match=r"mine: is not empty \(notes\)"):
+        written(tmp_path / "mine")
 
 
 def test_convert_to_takes_a_dataset_or_a_source_of_any_format(tmp_path: Path) -> None:
