@@ -201,7 +201,7 @@ def test_evaluate_with_a_tracking_uri_logs_figures_and_files(
     journals = []
 
     @contextmanager
-    def tracked(folder: Path, config: Any, params: Any) -> Iterator[Any]:
+    def tracked(folder: Path, config: Any, params: Any, output: str) -> Iterator[Any]:
         journals.append((Journal(folder / "journal" / "driver.jsonl"), params))
         yield types.SimpleNamespace(journal=journals[-1][0])
 
