@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias, line = self.check_event(yaml.AliasEvent), self.peek_event().start_mark.line + 1
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         if not is_alias:
             inner = [] if isinstance(node, yaml.ScalarNode) else node.value
             parts = itertools.chain.from_iterable(inner) if isinstance(node, yaml.MappingNode) else inner

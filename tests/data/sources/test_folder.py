@@ -172,8 +172,10 @@ def test_folder_of_1500_levels_is_read_to_its_end(people: Path) -> None:
     save(Path(levels[-1]).with_name("a.png"), picture(1))
     source = FolderSource(people)
     source.prepare("")
-    found = source.list_images(0).images["path"].to_pylist()
-    os.remove(f"{levels[-2]}/a.png")
-    for level in reversed(levels[:-1]):  # rmtree is recursive
-        os.rmdir(level)
+    try:
+        found = source.list_images(0).images["path"].to_pylist()
+    finally:
+        os.remove(f"{levels[-2]}/a.png")
+        for level in reversed(levels[:-1]):  # rmtree is recursive
+            os.rmdir(level)
     assert b"deep/" + b"d/" * 1500 + b"a.png" in found
