@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from rayface.data.manifest import UNFINISHED
 from rayface.files import exclusive_folder, remove_folder
-from rayface.storage import DataError, is_local, join, list_names, make_folder, path_of, write_bytes
+from rayface.job_folder import require_empty
+from rayface.storage import (
+    DataError,
+    delete,
+    is_local,
+    is_temporary,
+    join,
+    list_names,
+    make_folder,
+    normalise,
+    path_of,
+    write_bytes,
+)
 
 
 @contextlib.contextmanager
@@ -53,6 +65,30 @@ def exclusive_output(root: str, is_ours: Callable[[str], bool], *, key: str = ""
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{name}: cannot be written ({error})") from None
         yield
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path, names: Collection[str], *, key: str) -> Iterator[str]:
+    """Own an output folder inside the context, new or empty; yield its path.
+
+    It is marked UNFINISHED until the context ends without an error. On a disk, what an interrupted call has left is
+    deleted: the output starts over.
+
+    Args:
+        names: names of the files and folders that are written.
+        key: config key or argument of the folder, for messages.
+
+    Raises:
+        DataError: `out` is not empty or cannot be written.
+    """
+    root = normalise(out)
+    make_folder(root)
+    if not is_local(root) or UNFINISHED not in list_names(root):  # in a store, without a lock, it may be in use
+        require_empty(root, key=key)
+    with exclusive_output(root, lambda name: name in names or is_temporary(name), key=key):
+        require_empty(root, key=key, beside=[UNFINISHED])
+        yield root
+        delete(join(root, UNFINISHED))
 
 
 def _refuse_not_empty(names: list[str], name: str) -> None:

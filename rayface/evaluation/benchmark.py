@@ -19,19 +19,21 @@ from rayface.credentials import masked
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.index import count
 from rayface.data.label_join import Join
+from rayface.data.output_folder import new_folder
 from rayface.data.selection import Selection, select, write_selection
 from rayface.embedding.embeddings import open_embeddings
 from rayface.embedding.rows import read_found
 from rayface.evaluation.benchmark_lists import PairList, TemplateLists, draw_pairs, draw_templates
-from rayface.job_folder import require_empty
 from rayface.progress import phase
-from rayface.storage import DataError, join, make_folder, normalise, write_bytes
+from rayface.storage import DataError, join, make_folder, write_bytes
 from rayface.version import VERSION
 
 logger = logging.getLogger(__name__)
 
 BENCHMARK = "benchmark.json"
-TEST, TRAIN = "test", "train"
+TEST, TRAIN, README = "test", "train", "README.md"
+_LISTS = ("pairs", "templates", "template_pairs", "gallery_1", "gallery_2", "probes")
+_FILES = {TEST, TRAIN, README, BENCHMARK, *(f"{name}.csv" for name in _LISTS)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,8 @@ def make_benchmark(
     OUT/pairs.csv lists verification pairs; templates.csv, template_pairs.csv, gallery_1.csv, gallery_2.csv and
     probes.csv the templates with their 1:1 and 1:N lists; benchmark.json and README.md say how they were drawn.
 
+    An interrupted call starts over, on a disk.
+
     Args:
         data: dataset directory, or several as one.
         join_by: how labels of several directories are joined, see `open_dataset`.
@@ -108,19 +112,32 @@ def make_benchmark(
     """
     settings = replace(settings, embeddings=settings.embeddings and str(settings.embeddings))
     _check(settings)
-    root = normalise(out)
     dataset = open_dataset(data, join=join_by)
     held_out = _held_out(dataset, settings)
     chosen = select(dataset, held_out)
     with phase("draw lists"):
         keys, pairs, templates = _drawn(chosen, settings)
-    make_folder(root)
-    require_empty(root, key="OUT")
-    with phase("write datasets"):
-        rest = np.setdiff1d(np.arange(dataset.num_images), held_out, assume_unique=True)
-        test = _write_dataset(chosen, join(root, TEST), f"test set of {dataset.name}")
-        train = _write_dataset(select(dataset, rest), join(root, TRAIN), f"{dataset.name} without its test set")
-    made = Benchmark(
+    rest = select(dataset, np.setdiff1d(np.arange(dataset.num_images), held_out, assume_unique=True))
+    with new_folder(out, _FILES, key="OUT") as root:
+        with phase("write datasets"):
+            test = _write_dataset(chosen, join(root, TEST), f"test set of {dataset.name}")
+            train = _write_dataset(rest, join(root, TRAIN), f"{dataset.name} without its test set")
+        made = _made(dataset, settings, test, train, pairs, templates)
+        _write_lists(root, [f"{key}.jpg" for key in keys], _names(chosen), pairs, templates)
+        write_bytes(join(root, README), masked(_readme(made)).encode())
+        write_bytes(join(root, BENCHMARK), (json.dumps(masked(made.as_dict()), indent=1) + "\n").encode())
+    return made
+
+
+def _made(
+    dataset: Dataset,
+    settings: BenchmarkSettings,
+    test: Dataset,
+    train: Dataset,
+    pairs: PairList,
+    templates: TemplateLists,
+) -> Benchmark:
+    return Benchmark(
         source=dataset.roots,
         source_digest=dataset.digest,
         settings=settings,
@@ -133,10 +150,6 @@ def make_benchmark(
         },
         templates=templates.counts(),
     )
-    _write_lists(root, [f"{key}.jpg" for key in keys], _names(chosen), pairs, templates)
-    write_bytes(join(root, "README.md"), masked(_readme(made)).encode())
-    write_bytes(join(root, BENCHMARK), (json.dumps(masked(made.as_dict()), indent=1) + "\n").encode())
-    return made
 
 
 def _drawn(chosen: Selection, settings: BenchmarkSettings) -> tuple[list[str], PairList, TemplateLists]:

@@ -10,6 +10,7 @@ import pytest
 from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
 from rayface.embedding.part_file import write_part
+from rayface.evaluation import benchmark
 from rayface.evaluation.benchmark import BenchmarkSettings, make_benchmark
 from rayface.evaluation.pairs import load_pairs
 
@@ -133,3 +134,24 @@ def test_benchmark_with_embeddings_of_another_dataset_is_refused(source, tmp_pat
     with pytest.raises(ValueError, match="has 0 of 80 images of the test set: must be of the same dataset"):
         make_benchmark(str(source), str(tmp_path / "out"), settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_benchmark_that_was_interrupted_starts_over(source, tmp_path, monkeypatch):
+    def written(folder):
+        make_benchmark(source, folder, BenchmarkSettings(**SMALL))
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    wanted = written(tmp_path / "whole" / "same")
+    for stop in range(8):
+        steps = iter(range(stop))
+
+        def interrupted(*args, left=steps, write=benchmark.write_bytes):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(benchmark, "write_bytes", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                written(tmp_path / str(stop) / "same")
+        assert written(tmp_path / str(stop) / "same") == wanted

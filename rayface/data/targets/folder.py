@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from rayface.data.dataset import Dataset
+from rayface.data.output_folder import new_folder
 from rayface.data.shards.members import image_name
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.keys import flat_key, numbered_keys
-from rayface.data.targets.samples import Written, identity_of, new_folder, read_rows
+from rayface.data.targets.samples import Written, identity_of, read_rows
 from rayface.storage import DataError, on_disk
 
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
@@ -30,7 +31,7 @@ def write_folder(dataset: Dataset, out: str) -> Written:
     """
     names = [file_name(identity_of(dataset, label)) for label in range(dataset.num_classes)]
     folders = list(numbered_keys(names))
-    with new_folder(str(on_disk(out, "convert.out")), set(folders)) as root:
+    with new_folder(str(on_disk(out, "convert.out")), set(folders), key="convert.out") as root:
         try:
             return _write(dataset, root, folders)
         except OSError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rayface.data.dataset import Dataset
+from rayface.data.output_folder import new_folder
 from rayface.data.targets.parquet import write_parquet
-from rayface.data.targets.samples import Written, new_folder
+from rayface.data.targets.samples import Written
 from rayface.hub_card import CARD, hub_card
 from rayface.markdown import plain
 from rayface.storage import join, write_bytes
@@ -16,7 +17,7 @@ def write_hub(dataset: Dataset, out: str) -> Written:
     Raises:
         DataError: `out` is not empty or cannot be written.
     """
-    with new_folder(out, ("data", CARD)) as root:
+    with new_folder(out, ("data", CARD), key="convert.out") as root:
         written = write_parquet(dataset, join(root, "data"))
         about = dataset.about
         values = {

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayface.data.dataset import Dataset
+from rayface.data.output_folder import new_folder
 from rayface.data.shards.members import image_name
 from rayface.data.shards.samples import Fault
-from rayface.data.targets.samples import Written, new_folder, read_rows
+from rayface.data.targets.samples import Written, read_rows
 from rayface.storage import atomic_stream, join
 
 _FILE = 32_768  # images
@@ -35,7 +36,7 @@ def write_parquet(dataset: Dataset, out: str) -> Written:
     starts = range(0, dataset.num_images, _FILE)
     num_images = 0
     names = [f"train-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
-    with new_folder(out, names) as root:
+    with new_folder(out, names, key="convert.out") as root:
         for name, start in zip(names, starts, strict=True):
             with atomic_stream(join(root, name)) as stream, pq.ParquetWriter(stream, schema) as writer:
                 for rows in _groups(dataset, start, min(start + _FILE, dataset.num_images), keys, faults):
