@@ -59,7 +59,8 @@ def exclusive_job_folder(
                     "choose another directory"
                 )
         if is_local(root):
-            delete_temporary(root)
+            for folder in _own_folders(Path(root), beside):
+                delete_temporary(folder)
         else:
             for name in filter(is_temporary, list_names(root)):
                 RemotePath(join(root, name)).unlink(missing_ok=True)
@@ -92,6 +93,14 @@ def require_empty(root: str, *, key: str, beside: Collection[str] = ()) -> None:
     """
     if names := _names(root, beside):
         raise DataError(f"{key}: {root}: is not empty ({min(names)}): choose another directory")
+
+
+def _own_folders(root: Path, beside: Collection[str]) -> Iterator[Path]:
+    """Yield a job's folder and those in it, but not folders of other jobs."""
+    yield root
+    for folder in (path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
+        if folder.name not in beside and not (folder / LOCK).exists():
+            yield folder
 
 
 def _names(root: str, beside: Collection[str]) -> set[str]:

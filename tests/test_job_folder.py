@@ -22,6 +22,17 @@ def test_job_folder_of_the_same_job_is_resumed_and_unfinished_files_are_deleted(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".job.json", ".lock", "part"]
 
 
+def test_job_folder_is_freed_of_unfinished_files_in_its_own_folders_only(tmp_path):
+    own(tmp_path, JOB)
+    for name in ("plots", "other", "proxy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".a.png.0123abcd.tmp").touch()
+    (tmp_path / "other" / ".lock").touch()
+    own(tmp_path, JOB, beside=["proxy"])
+    left = {path.parent.name for path in tmp_path.glob("*/.a.png.*")}
+    assert left == {"other", "proxy"}
+
+
 def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path):
     own(tmp_path, JOB)
     with pytest.raises(

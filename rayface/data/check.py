@@ -41,7 +41,18 @@ from rayface.data.shards.scan import (
     with_prefix,
     with_unique_keys,
 )
-from rayface.storage import DataError, FileInfo, join, list_entries, normalise, split, write_bytes
+from rayface.storage import (
+    DAY,
+    DataError,
+    FileInfo,
+    delete_temporary,
+    is_local,
+    join,
+    list_entries,
+    normalise,
+    split,
+    write_bytes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +251,9 @@ def _write_manifest(root: str, manifest: Manifest, scans: list[ShardScan]) -> No
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     try:
+        if is_local(root):
+            for name in (INDEX, MANIFEST):
+                delete_temporary(root, of=name, min_age=DAY)
         write_bytes(join(root, INDEX), buffer.getvalue())
         write_bytes(join(root, MANIFEST), manifest.to_json())
     except (OSError, pa.ArrowException) as error:

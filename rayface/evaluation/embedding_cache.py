@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rayface.files import write_file
 from rayface.models.embedded import Embedded
-from rayface.storage import cache_folders
+from rayface.storage import DAY, cache_folders, delete_temporary
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class EmbeddingCache:
                 with contextlib.suppress(OSError):
                     os.utime(own)
             with contextlib.suppress(OSError):
+                delete_temporary(file.parent, min_age=DAY)
                 _delete_oldest([each for each in file.parent.iterdir() if _ENTRY.fullmatch(each.name)])
 
 

@@ -140,7 +140,8 @@ def _own_folder(root: str, measured: Mapping[str, str]) -> Iterator[bool]:
     names = set(list_names(root))
     if _JOB not in names:  # new, or of a version without it
         _require_own(root, names, measured)
-    with exclusive_job_folder(root, measured, _JOB, key="evaluate.out", beside=names - {_JOB}):
+    beside = set() if _JOB in names else names
+    with exclusive_job_folder(root, measured, _JOB, key="evaluate.out", beside=beside):
         yield bool(names & {_JOB, RESULT})
 
 

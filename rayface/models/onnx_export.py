@@ -56,7 +56,7 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
     external_data |= sum(tensor.numel() * tensor.element_size() for tensor in tensors) > MAX_SINGLE_FILE
     folder = Path(temporary_name(str(out)))  # a folder, because the .onnx holds the file name of its weights
     folder.mkdir(parents=True)
-    delete_temporary(out.parent, min_age=DAY)
+    delete_temporary(out.parent, of=out.name, min_age=DAY)
     try:
         weights = {"save_as_external_data": True, "location": f"{out.name}.data"} if external_data else {}
         onnx.save(_onnx_model(model), folder / out.name, **weights)

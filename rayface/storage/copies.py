@@ -20,7 +20,7 @@ from rayface.credentials import mask
 from rayface.storage.errors import DataError, one_line, retried
 from rayface.storage.paths import is_local, join, locate, make_folder, normalise, require_lasting, split
 from rayface.storage.reads import Source
-from rayface.storage.writes import atomic_stream, temporary_name
+from rayface.storage.writes import DAY, atomic_stream, temporary_name
 
 CACHE_VARIABLE = "RAYFACE_CACHE"
 _BLOCK = 8 << 20
@@ -144,6 +144,7 @@ def _files(folder: str, names: Collection[str]) -> dict[str, tuple[int, int]]:
 
 def _filled(folder: Path, fill: Callable[[Path], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
+    delete_unused(folder.parent, ".tmp-*", after=DAY)  # of killed writers
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
         fill(temporary)
@@ -156,11 +157,11 @@ def _filled(folder: Path, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
-def delete_unused(folder: Path) -> None:
-    """Delete folders of the cache that were not used for 30 days, as far as possible."""
+def delete_unused(folder: Path, pattern: str = "*", *, after: float = _UNUSED_SECONDS) -> None:
+    """Delete folders of the cache that were not used for 30 days, or another time, as far as possible."""
     with contextlib.suppress(OSError):
-        for each in folder.iterdir():
-            if each.stat().st_mtime < time.time() - _UNUSED_SECONDS:
+        for each in folder.glob(pattern):
+            if each.stat().st_mtime < time.time() - after:
                 shutil.rmtree(each, ignore_errors=True)
 
 

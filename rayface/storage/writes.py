@@ -101,14 +101,17 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def delete_temporary(folder: str | Path, *, min_age: float = 0.0) -> None:
+def delete_temporary(folder: str | Path, *, of: str = "", min_age: float = 0.0) -> None:
     """Delete temporary files and folders of killed writers in a local folder; nothing if there is no such folder.
 
     Args:
+        of: name of the file that was written; "" for all.
         min_age: seconds since their last change, where another process may be writing; DAY is safe.
     """
     path = Path(folder)
     for name in filter(is_temporary, os.listdir(path) if path.is_dir() else ()):
+        if of and name[1 : -len(".01234567.tmp")] != of:
+            continue
         with contextlib.suppress(FileNotFoundError):
             if min_age and (path / name).lstat().st_mtime > time.time() - min_age:
                 continue

@@ -155,6 +155,16 @@ def test_write_manifest_over_an_old_one_keeps_description_and_names(folder: Path
     assert json.loads((folder / "dataset.json").read_text())["num_images"] == 12
 
 
+def test_write_manifest_deletes_its_temporary_files_of_earlier_days(folder: Path) -> None:
+    old, new, other = (folder / f".{name}.0123456{n}.tmp" for n, name in enumerate(2 * ("index.parquet",) + ("x",)))
+    for file in (old, new, other):
+        file.touch()
+        os.utime(file, (1, 1))
+    os.utime(new)
+    check(folder, write_manifest=True)
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
+
+
 def test_write_manifest_into_a_read_only_folder_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare(folder)
 

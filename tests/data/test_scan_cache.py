@@ -1,5 +1,6 @@
 """The cache of scans of bare directories."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -67,3 +68,13 @@ def test_scan_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypat
     with pytest.raises(DataError, match="RAYFACE_CACHE") as caught:
         open_dataset(tmp_path / "set")
     assert "\n" not in str(caught.value)
+
+
+def test_scan_cache_deletes_folders_of_killed_writers_after_a_day(tmp_path: Path, own_cache: Path) -> None:
+    write_tar(tmp_path / "set" / "x-0.tar", members()[:4])
+    old, new = (own_cache / "datasets" / name for name in (".tmp-old", ".tmp-new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (1, 1))
+    open_dataset(tmp_path / "set")
+    assert (old.exists(), new.exists()) == (False, True)

@@ -81,6 +81,15 @@ def test_cache_above_its_limit_deletes_entries_of_earlier_days_in_order_of_use(c
     assert cache.load(np.array([1]))[0].all()
 
 
+def test_cache_deletes_temporary_files_of_killed_writers_after_a_day(cache, tmp_path):
+    old, new = (tmp_path / f".{'a' * 32}.npz.{number}1234567.tmp" for number in range(2))
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (1, 1))
+    cache.store(*rows_of(1))
+    assert [file.name for file in tmp_path.glob(".*")] == [new.name]
+
+
 def test_cache_that_is_read_counts_as_used(cache, tmp_path):
     cache.store(*rows_of(1))
     (file,) = own_files(tmp_path)

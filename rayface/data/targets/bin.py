@@ -14,7 +14,7 @@ from rayface.data.manifest import PAIRS
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.pairs_csv import read_pairs_csv
 from rayface.data.targets.samples import Written, read_rows
-from rayface.storage import DataError, atomic_stream, exists, join, normalise
+from rayface.storage import DAY, DataError, atomic_stream, delete_temporary, exists, is_local, join, normalise, split
 
 
 def write_bin(dataset: Dataset, out: str) -> Written:
@@ -35,6 +35,8 @@ def write_bin(dataset: Dataset, out: str) -> Written:
     if (rows < 0).any():
         missing = keys[int(np.argmin(rows))].as_py()
         raise DataError(f"{pairs}: names {missing}, which is not in {dataset.roots[0]}")
+    if is_local(path):
+        delete_temporary(split(path)[0], of=split(path)[1], min_age=DAY)
     with atomic_stream(path) as stream:
         write_pickle(stream, _images(dataset, rows, pairs), is_same)
     return Written(num_images=len(rows), num_files=1)
