@@ -11,8 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Generic
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from rayface.data.conversion import shard_plan, spill
 from rayface.data.conversion.columns import write_lost, write_measures
 from rayface.data.conversion.listing import Listed, list_sources, tasks_of
-from rayface.data.conversion.mapping import MapParts, map_in_threads
+from rayface.data.conversion.mapping import MapParts, Part, Result, map_in_threads
 from rayface.data.conversion.settings import ConvertSettings
 from rayface.data.conversion.shard_plan import ShardPlan, plan_shards
 from rayface.data.conversion.shards import WriteShard, WrittenShard
@@ -46,6 +47,7 @@ from rayface.storage import (
     join,
     list_names,
     make_folder,
+    naming_full_disk,
     normalise,
     refuse_repeated,
     split,
@@ -56,6 +58,7 @@ from rayface.version import VERSION
 __all__ = ["JOB", "ConvertSettings", "convert"]
 
 JOB = "convert.json"  # in the output folder until the job ends
+_AGAIN = "it resumes"  # for messages
 
 
 def convert(
@@ -90,8 +93,14 @@ def convert(
         raise ValueError(
             f"shard_size {settings.shard_size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store"
         )
-    work, faults = WorkFolder(out=target), FaultLog(sources[0].root)
-    with _output_folder(target, key), contextlib.ExitStack() as stack:
+    work, faults, folder = WorkFolder(out=target), FaultLog(sources[0].root), f"{key}: {target}"
+
+    def mapped(
+        work: Callable[[Part], Result], parts: Sequence[Part], name: str, *, rows: int | None = None
+    ) -> Iterator[Result]:
+        return map_parts(_NamedWork(work, folder), parts, name, rows=rows)
+
+    with naming_full_disk(folder, _AGAIN), _output_folder(target, key), contextlib.ExitStack() as stack:
         for number, each in enumerate(sources):
             stack.enter_context(contextlib.closing(each))
             each.prepare(work.of_source(number))
@@ -99,7 +108,7 @@ def convert(
         write_bytes(join(target, UNFINISHED), b"")
         if not exists(join(target, MANIFEST)):  # else only the clean-up is missing
             work.create()
-            _convert(sources, work, settings, map_parts, faults)
+            _convert(sources, work, settings, mapped, faults)
         work.delete()
         delete(join(target, UNFINISHED))
         dataset = dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
@@ -107,6 +116,18 @@ def convert(
             sources[0].write_beside(dataset)
         delete(join(target, JOB))
         return dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class _NamedWork(Generic[Part, Result]):
+    """Work of a task, in which a full disk is named: only the text of its error leaves the task."""
+
+    work: Callable[[Part], Result]
+    folder: str
+
+    def __call__(self, part: Part) -> Result:
+        with naming_full_disk(self.folder, _AGAIN):
+            return self.work(part)
 
 
 def _check_sources(sources: Sequence[DatasetSource], key: str) -> None:

@@ -31,6 +31,7 @@ from rayface.storage import (
     delete,
     is_local,
     join,
+    naming_full_disk,
     normalise,
     split,
     write_bytes,
@@ -69,17 +70,20 @@ def write_dataset(
     Raises:
         DataError: `out` is not empty or cannot be written, or a key occurs twice.
     """
-    with ShardWriter(
-        out,
-        name=name,
-        identities=identities,
-        image_size=image_size,
-        layout=layout,
-        licence=licence,
-        source=source,
-        parent=parent,
-        shard_size=shard_size,
-    ) as writer:
+    with (
+        naming_full_disk(str(out), "it starts over"),
+        ShardWriter(
+            out,
+            name=name,
+            identities=identities,
+            image_size=image_size,
+            layout=layout,
+            licence=licence,
+            source=source,
+            parent=parent,
+            shard_size=shard_size,
+        ) as writer,
+    ):
         for key, label, jpeg in samples:
             writer.add(key, label, jpeg)
         if pairs is not None:
@@ -244,7 +248,8 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._parquet.close()  # before its stream; no effect if it is closed
+        with contextlib.suppress(*(() if kind is None else (OSError,))):  # a full disk
+            self._parquet.close()  # before its stream; no effect if it is closed
         if kind is not None:
             for file in (self._shard, self._index):
                 if file is not None:

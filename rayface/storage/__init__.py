@@ -11,7 +11,7 @@ from rayface.storage.copies import (
     store_in_cache,
     upload,
 )
-from rayface.storage.errors import DataError, StorageError, one_line, printable, retried
+from rayface.storage.errors import DataError, StorageError, naming_full_disk, one_line, printable, retried
 from rayface.storage.lease import LEASE, leased
 from rayface.storage.mirror import FolderMirror, Segments, fetched_journals
 from rayface.storage.paths import (
@@ -85,6 +85,7 @@ __all__ = [
     "local_copy",
     "locate",
     "make_folder",
+    "naming_full_disk",
     "node_cache",
     "normalise",
     "on_disk",

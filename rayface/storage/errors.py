@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import pyarrow as pa
@@ -49,6 +51,25 @@ class StorageError(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(mask(message))
+
+
+@contextmanager
+def naming_full_disk(folder: str, again: str) -> Iterator[None]:
+    """Name the folder of an output and the remedy where its disk is full.
+
+    Args:
+        again: what a repeated call does, for the message.
+
+    Raises:
+        StorageError: the disk is full; one line.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"cannot be written: {os.strerror(error.errno)}"
+        raise StorageError(f"{folder}: {reason}: free space there, then run again: {again}") from error
 
 
 def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read") -> _T:

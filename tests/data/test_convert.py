@@ -1,8 +1,10 @@
 """Converting any source: labels, order, encoding, faults; what is copied and what is refused."""
 
 import dataclasses
+import errno
 import io
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +20,15 @@ from PIL import Image, ImageOps
 from rayface.data.check import check
 from rayface.data.conversion import listing, shard_plan, spill
 from rayface.data.conversion.mapping import MapParts, map_in_threads
+from rayface.data.conversion.shards import WriteShard
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources.folder import FolderSettings, FolderSource
-from rayface.storage import DataError
+from rayface.ray_tasks import _answer
+from rayface.storage import DataError, StorageError
 from tests.conftest import ObjectStore
 from tests.data.conversion.work import images
 from tests.data.sources.in_memory import InMemory
@@ -291,6 +295,31 @@ def test_convert_with_too_many_unreadable_images_stops_and_resumes_with_a_higher
     source.read_rows.clear()
     dataset = convert(source, tmp_path / "out", ConvertSettings(max_corrupt_fraction=0.2))
     assert (dataset.num_images, len(dataset.faults), source.read_rows) == (8, 2, [])
+
+
+@pytest.mark.parametrize("is_in_task", [False, True])
+def test_convert_on_a_full_disk_names_folder_and_remedy_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_task: bool
+) -> None:
+    def full(*given: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source, line = InMemory([images(6)]), r"^convert.out: .*/out: cannot be written: No space left on device: free"
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            *((WriteShard, "__call__") if is_in_task else (sys.modules[convert.__module__], "_publish")), full
+        )
+        with pytest.raises(StorageError, match=f"{line} space there, then run again: it resumes$"):
+            convert(source, tmp_path / "out", map_parts=in_tasks)
+    source.read_rows.clear()
+    assert convert(source, tmp_path / "out").num_images == 6
+    assert source.read_rows == []
+
+
+def in_tasks(work: Any, parts: Any, name: str, *, rows: int | None = None) -> Any:
+    """Map as Ray's tasks do, whose errors leave them as text."""
+    for part in parts:
+        yield _answer(lambda part=part: work(part)).value()
 
 
 def test_convert_after_a_mended_source_starts_over(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Writing: deterministic bytes that other programs read; existing data is kept; a killed write starts over."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ from rayface.data import output_folder
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.writer import ShardWriter, write_dataset
-from rayface.storage import DataError
+from rayface.storage import DataError, StorageError
+from tests.storage.failing_os import fail
 
 NAMES = ["ann", "bob", "cy"]
 
@@ -164,6 +166,14 @@ def test_write_dataset_during_another_write_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="another process owns it"):
             ShardWriter(tmp_path / "out", **settings)
         assert first.finish().num_images == 1
+
+
+def test_write_dataset_on_a_full_disk_names_folder_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        fail(patched, "fsync", errno.ENOSPC)
+        with pytest.raises(StorageError, match=r"out: cannot be written: No space.*: free space there, then run again"):
+            write(tmp_path / "out", samples())
+    assert write(tmp_path / "out", samples()).num_images == 12
 
 
 @pytest.mark.parametrize("is_listed", [False, True])
