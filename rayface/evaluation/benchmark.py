@@ -130,12 +130,7 @@ def make_benchmark(
 
 
 def _made(
-    dataset: Dataset,
-    settings: BenchmarkSettings,
-    test: Dataset,
-    train: Dataset,
-    pairs: PairList,
-    templates: TemplateLists,
+    dataset: Dataset, settings: BenchmarkSettings, test: Dataset, train: Dataset, pairs: PairList, lists: TemplateLists
 ) -> Benchmark:
     return Benchmark(
         source=dataset.roots,
@@ -143,12 +138,8 @@ def _made(
         settings=settings,
         test=_subset(test),
         train=_subset(train),
-        pairs={
-            "genuine": int(pairs.is_same.sum()),
-            "impostor": int((~pairs.is_same).sum()),
-            "hard_impostor": pairs.num_hard,
-        },
-        templates=templates.counts(),
+        pairs=pairs.counts(),
+        templates=lists.counts(),
     )
 
 

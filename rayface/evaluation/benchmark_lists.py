@@ -33,6 +33,11 @@ class PairList:
     fold: Ints
     num_hard: int
 
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of pairs, by kind."""
+        genuine = int(self.is_same.sum())
+        return {"genuine": genuine, "impostor": len(self.is_same) - genuine, "hard_impostor": self.num_hard}
+
 
 def draw_pairs(
     labels: Ints, *, num_pairs: int, folds: int, hard: float, embeddings: Floats | None, random: np.random.Generator
