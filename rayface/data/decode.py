@@ -97,7 +97,7 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
         raise ValueError("HEIC and AVIF are not read: save it as JPEG or PNG")
     height, width = _claimed_size(name, data)
     if not height * width:
-        raise ValueError(f"{name} that cannot be decoded: its header has no size")
+        raise ValueError(f"{name} that cannot be decoded: its header cannot be read: save it as JPEG or PNG")
     _refuse_huge(height, width)
     try:
         # OpenCV's orientation depends on its version, so apply it here; OpenCV always applies TIFF's.
