@@ -114,8 +114,8 @@ class WebDatasetSource(DatasetSource):
 def _unpack(path: str, codec: str, copy: str) -> None:
     filesystem, inside = locate(path)
     try:
-        left = _MAX_RATIO * filesystem.get_file_info(inside).size + _MAX_MORE
         with filesystem.open_input_stream(inside, compression=codec) as stream, atomic_stream(copy) as file:
+            left = _MAX_RATIO * (filesystem.get_file_info(inside).size or 0) + _MAX_MORE
             while data := stream.read(_COPY_BYTES):
                 left -= len(data)
                 if left < 0:

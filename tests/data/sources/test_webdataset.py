@@ -141,6 +141,11 @@ def test_webdataset_tar_that_unpacks_to_far_more_is_refused_and_deleted(
     assert [path.name for path in tmp_path.iterdir()] == ["b.tar.gz"]
 
 
+def test_webdataset_compressed_tar_that_disappeared_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"b\.tar\.gz: cannot be unpacked into .*: replace the file or remove it"):
+        webdataset_source._unpack(str(tmp_path / "b.tar.gz"), "gzip", str(tmp_path / "copy.tar"))
+
+
 def test_webdataset_single_compressed_tar_keeps_its_keys(tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(pairs(["x/000", "x/001"], [4, 4], JPEG[:2])))
     convert_webdataset(tmp_path / "b.tar.gz", tmp_path / "out")
