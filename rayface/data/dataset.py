@@ -24,7 +24,7 @@ from rayface.data.keys import find_keys, key_hashes, prefixed, read_keys, repeat
 from rayface.data.label_join import Join
 from rayface.data.manifest import RECOUNT, Description
 from rayface.data.shards.samples import Fault, SampleIndex
-from rayface.storage import DataError, join, normalise, refuse_repeated
+from rayface.storage import DataError, join, normalise, refuse_repeated, remember_server
 
 if TYPE_CHECKING:
     import ray.data
@@ -269,6 +269,8 @@ def _checked_roots(paths: Sequence[str | Path]) -> list[str]:
     if not roots:
         raise ValueError("data: no dataset directory is given")
     refuse_repeated(roots, "data")
+    for root in roots:  # before any manifest is read: a selection may name the server of a later directory
+        remember_server(root)
     return roots
 
 

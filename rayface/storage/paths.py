@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -33,42 +34,57 @@ class FileInfo:
 def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS))  # an S3 client opens as many connections
     opened = pafs.FileSystem.from_uri(uri)
-    _opened.add(_server(uri))
+    remember_server(uri)
     return opened
 
 
-_opened: set[frozenset[tuple[str, str]]] = set()  # servers that this process has asked
+_known: set[str] = set()  # servers of the URIs that this process was given or has opened
+_AZURE = re.compile(r"[\w.-]*\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)", re.ASCII)
 
 
-def _server(uri: str) -> frozenset[tuple[str, str]]:
-    """Return what a URI says of the server, other than its provider's own, that requests with credentials go to."""
-    scheme, _, rest = uri.partition("://")
+def remember_server(uri: str) -> None:
+    """Note the servers of a path or URI that the user gave: files may name them, see `require_known_server`."""
+    _known.update(_servers(uri))
+
+
+def _servers(uri: str) -> list[str]:
+    """Return the servers, other than those of the provider, that requests with credentials of this URI go to."""
+    kind, _, rest = uri.partition("://")
     place, _, query = rest.partition("?")
-    said = {
-        (name, value) for name, value in parse_qsl(query) if name.endswith(("endpoint_override", "scheme", "authority"))
-    }
-    host = place.partition("/")[0].rpartition("@")[2]
-    if scheme in ("abfs", "abfss") and not host.endswith(".core.windows.net"):
-        said.add(("host", host))
-    return frozenset(said)
+    options = parse_qs(query)
+    if kind in ("abfs", "abfss"):
+        # As in Arrow: [ACCOUNT@]CONTAINER/PATH, but a decoded host with a dot or a port is a server.
+        host = unquote(re.split("[/#]", place, maxsplit=1)[0].rpartition("@")[2])
+        authorities = [each for name, values in options.items() if name.endswith("authority") for each in values]
+        named = {host, *authorities} if "." in host or ":" in host else set(authorities)
+        return sorted(name for name in named if not _AZURE.fullmatch(name))
+    schemes = options.get("scheme", ["https"])
+    return [_url(endpoint, scheme) for endpoint in options.get("endpoint_override", ()) for scheme in schemes]
+
+
+def _url(endpoint: str, scheme: str) -> str:
+    return (endpoint if "://" in endpoint else f"{scheme}://{endpoint}").rstrip("/")
 
 
 def require_known_server(uri: str, field: str) -> None:
     """Refuse a URI in a file, which may come from outside, of a server that nobody else has named.
 
-    A server is known if this process has opened a URI of it, or AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL names it.
+    A server is known if this process was given or has opened a URI of it, or if AWS_ENDPOINT_URL_S3 or
+    AWS_ENDPOINT_URL names it.
 
     Raises:
         DataError: one line that starts with `field`.
     """
-    named = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-    given = {("endpoint_override", named.netloc), ("scheme", named.scheme)}
-    server = _server(uri)
-    if server and server not in _opened and not server | {("scheme", dict(server).get("scheme", "https"))} <= given:
-        text = "&".join(f"{name}={value}" for name, value in sorted(server))
+    variable = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    named = urlsplit(_url(variable, "https"))
+    unknown = [name for name in _servers(uri) if name not in {*_known, f"{named.scheme}://{named.netloc}"}]
+    if unknown:
+        remedy = "store the selection on that server too, and open it from there"
+        if uri.startswith("s3://"):
+            remedy = "set AWS_ENDPOINT_URL_S3 to it"
         raise DataError(
-            f"{field}: {mask(uri)}: {text}: must be a server that you name, since it gets your credentials: "
-            "if you trust it, set AWS_ENDPOINT_URL_S3=http(s)://HOST:PORT"
+            f"{field}: {mask(uri)}: {mask(unknown[0])!r}: must be a server that you name, since it gets your "
+            f"credentials: if you trust it, {remedy}"
         )
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayface.data.dataset import open_dataset
 from rayface.data.manifest import (
     Manifest,
     ShardEntry,
@@ -19,7 +20,7 @@ from rayface.data.manifest import (
 )
 from rayface.data.shards.samples import Fault
 from rayface.data.shards.scan import ShardScan, index_table
-from rayface.storage import DataError, list_names
+from rayface.storage import DataError, list_names, remember_server
 from tests.conftest import ObjectStore
 from tests.data.shard_files import small_dataset
 
@@ -136,31 +137,104 @@ def test_digest_of_equal_shards_ignores_names_unless_a_digest_is_missing() -> No
     assert digest_of(manifest({"path": "a.tar"})) != digest_of(manifest({"path": "b.tar"}))
 
 
-@pytest.mark.parametrize("query", ["?endpoint_override=evil:9&scheme=http", "?region=eu&endpoint%5Foverride=evil:9"])
-def test_read_manifest_of_a_selection_on_a_server_that_nobody_named_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
-) -> None:
+def selection(folder: Path, *places: str) -> Path:
+    shards = [ShardEntry(path=place, num_images=1, num_bytes=10) for place in places]
+    manifest = Manifest(name="n", num_classes=1, num_images=1, selection="0" * 64, shards=shards)
+    (folder / "dataset.json").write_bytes(manifest.to_json())
+    return folder
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayface.storage.paths._known", set())
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    for place in ("s3://bucket/a.tar?region=eu", "abfs://c@a.dfs.core.windows.net/a.tar", f"s3://bucket/b.tar{query}"):
-        shard = ShardEntry(path=place, num_images=1, num_bytes=10)
-        manifest = Manifest(name="n", num_classes=1, num_images=1, selection="0" * 64, shards=[shard])
-        (tmp_path / "dataset.json").write_bytes(manifest.to_json())
-        if query not in place:
-            assert read_manifest(str(tmp_path)).shards == [shard]
+
+
+CHINA = "blob_storage_authority=.blob.core.chinacloudapi.cn&dfs_storage_authority=.dfs.core.chinacloudapi.cn"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://bucket/a.tar?region=eu",
+        "s3://bucket/a.tar?region=eu&scheme=https",
+        "abfs://account@images/a.tar",
+        "abfs://images/a.tar",
+        "abfs://images@a.dfs.core.windows.net/a.tar",
+        "abfss://images@a.dfs.core.usgovcloudapi.net/a.tar",
+        f"abfs://account@images/a.tar?{CHINA}",
+    ],
+)
+def test_read_manifest_of_a_selection_on_the_servers_of_a_provider_is_read(
+    tmp_path: Path, no_server: None, place: str
+) -> None:
+    assert read_manifest(str(selection(tmp_path, place))).shards[0].path == place
+
+
+@pytest.mark.parametrize(
+    ("query", "url"),
+    [
+        ("endpoint_override=evil:9&scheme=http", "http://evil:9"),
+        ("region=eu&endpoint%5Foverride=evil:9", "https://evil:9"),
+        ("endpoint_override=http%3A//evil:9/", "http://evil:9"),
+        ("endpoint_override=http://evil:9&scheme=https", "http://evil:9"),
+    ],
+)
+def test_read_manifest_of_a_selection_on_a_server_that_nobody_named_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_server: None, query: str, url: str
+) -> None:
+    selection(tmp_path, "s3://bucket/a.tar?region=eu", f"s3://bucket/b.tar?{query}")
+    rule = (
+        f"dataset.json: shards: s3://bucket/b.tar.*: '{url}': must be a server that .* set AWS_ENDPOINT_URL_S3 to it$"
+    )
+    for other in ("", "http://evil:99"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", other)
+        with pytest.raises(DataError, match=rule):
+            read_manifest(str(tmp_path))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"{url}/")
+    assert read_manifest(str(tmp_path)).num_images == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "server"),
+    [
+        ("gs://b/a.tar?endpoint_override=evil:9&scheme=http", "http://evil:9"),
+        ("s3://b/a.tar?endpoint_override=evil:9&endpoint_override=mine:9", "https://evil:9"),  # Arrow takes the first
+        ("abfs://127.0.0.1:10000/account/c/a.tar", "127.0.0.1:10000"),
+        ("abfs://a@c/a.tar?blob_storage_authority=127.0.0.1:9", "127.0.0.1:9"),
+        ("abfs://c@evil%2Ecom/a.tar", "evil.com"),
+        ("abfs://evil.com#@c/a.tar", "evil.com"),
+        ("abfs://c@evil.com%2F.core.windows.net/a.tar", "evil.com/.core.windows.net"),
+    ],
+)
+def test_read_manifest_of_a_selection_on_a_server_of_another_kind_names_a_remedy_that_works(
+    tmp_path: Path, no_server: None, place: str, server: str
+) -> None:
+    remember_server("s3://b/x?endpoint_override=mine:9")
+    selection(tmp_path, place)
     with pytest.raises(
-        DataError, match=r"dataset.json: shards: s3://.*endpoint_override=evil:9.*: must be a server that"
-    ):
+        DataError, match=f": '{server}': must be a server that you name, .* if you trust it, s"
+    ) as caught:
         read_manifest(str(tmp_path))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"{'http' if 'http' in query else 'https'}://evil:9")
-    assert read_manifest(str(tmp_path)).shards == [shard]
+    assert ("open it from there" in str(caught.value)) == (not place.startswith("s3"))
+    remember_server(place)  # as opening it from there does
+    assert read_manifest(str(tmp_path)).num_images == 1
+
+
+def test_open_dataset_with_a_selection_on_the_server_of_a_later_directory_reads_its_manifest(
+    tmp_path: Path, no_server: None
+) -> None:
+    query = "?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    selection(tmp_path, f"s3://b/a.tar{query}")
+    with pytest.raises(DataError, match="must be a server that you name"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match=f"^{tmp_path}: index.parquet is missing"):  # so the manifest was read
+        open_dataset([tmp_path, f"s3://b/x{query}"])
 
 
 def test_read_manifest_of_a_selection_on_the_server_of_an_opened_uri_is_read(
-    tmp_path: Path, object_store: ObjectStore
+    tmp_path: Path, object_store: ObjectStore, no_server: None
 ) -> None:
     list_names(object_store.uri(""))
-    shard = ShardEntry(path=object_store.uri("set/a.tar"), num_images=1, num_bytes=10)
-    manifest = Manifest(name="n", num_classes=1, num_images=1, selection="0" * 64, shards=[shard])
-    (tmp_path / "dataset.json").write_bytes(manifest.to_json())
-    assert read_manifest(str(tmp_path)).num_images == 1
+    assert read_manifest(str(selection(tmp_path, object_store.uri("set/a.tar")))).num_images == 1
