@@ -136,11 +136,11 @@ def unmasked(uri: str, setting: str, given: str | None, variable: str) -> str:
     """Return `uri`, with masked credentials taken from `given`, the value of an environment variable.
 
     Raises:
-        ValueError: they are masked, and the variable is unset or names another location.
+        ValueError: they are masked, and the variable is unset, masked too, or names another location.
     """
     if not is_masked(uri):
         return uri
-    if given and mask(given) == uri:
+    if given and not is_masked(given) and mask(given) == uri:
         return given
     raise ValueError(f"{setting}: {uri}: its password is not stored: give it again, or the whole URI in {variable}")
 

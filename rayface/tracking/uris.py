@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from rayface.config import TrackingConfig
-from rayface.credentials import unmasked
+from rayface.credentials import is_masked, mask, unmasked
 from rayface.files import read_json
 from rayface.storage import is_lasting
 from rayface.tracking.server import Settings, checked_uri, sqlite_path
@@ -52,9 +52,17 @@ def confirmed_uri(stored: str) -> str:
 
 
 def sync_command(uri: str, output: str) -> str:
-    """Return the command that delivers the rest of a job's journals, whose URI has masked credentials."""
-    confirmed = "" if sqlite_path(uri) else f"{VARIABLE}={shlex.quote(uri)} "
-    return f"{confirmed}rayface sync {shlex.quote(output)}"
+    """Return the command that delivers the rest of a job's journals, whose URI has masked credentials.
+
+    Unless MLFLOW_TRACKING_URI names the server already, it is set, or words say to set it with the password.
+    """
+    command = f"rayface sync {shlex.quote(output)}"
+    given = mask(os.environ.get(VARIABLE) or "")
+    if sqlite_path(uri) is not None or given.rstrip("/") == uri.rstrip("/"):
+        return command
+    if is_masked(uri):
+        return f"{command} (first set {VARIABLE} to {uri}, with the password in place of ***)"
+    return f"{VARIABLE}={shlex.quote(uri)} {command}"
 
 
 def _former_database(folder: Path) -> str | None:

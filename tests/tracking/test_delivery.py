@@ -263,7 +263,7 @@ def test_deliver_with_masked_credentials_takes_them_from_the_environment(tmp_pat
     Journal(tmp_path / "driver.jsonl").metrics({"loss": 1.0}, 0)
     real, shown = "http://me:se/cr@et@127.0.0.1:9", "http://***@127.0.0.1:9"
     delivery(tmp_path, real)
-    for other in (None, "http://me:secret@another:9"):
+    for other in (None, "http://me:secret@another:9", shown):
         if other:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
         with pytest.raises(
@@ -291,8 +291,19 @@ def test_deliver_to_a_server_that_only_the_run_directory_names_is_refused(tmp_pa
             deliver(tmp_path, 0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert deliver(tmp_path, TIMEOUT)  # nothing to send
+
+
+def test_sync_command_sets_a_server_that_the_environment_does_not_name_but_never_a_masked_one(monkeypatch):
+    uri, shown = "http://127.0.0.1:9", "http://***@127.0.0.1:9"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = f"(first set MLFLOW_TRACKING_URI to {shown}, with the password in place of ***)"
     assert sync_command(uri, "runs/a b") == f"MLFLOW_TRACKING_URI={uri} rayface sync 'runs/a b'"
+    assert sync_command(shown, "runs/a") == f"rayface sync runs/a {words}"
     assert sync_command("sqlite:///m.db", "runs/a") == "rayface sync runs/a"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/")
+    assert sync_command(uri, "runs/a") == "rayface sync runs/a"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:se/cr@et@127.0.0.1:9")
+    assert sync_command(shown, "runs/a") == "rayface sync runs/a"
 
 
 def test_delivery_with_wrong_settings_is_refused_in_one_line(tmp_path):
