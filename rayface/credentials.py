@@ -21,10 +21,12 @@ _WORD = re.compile(r"\S*")
 _WITH_PORT = {"http", "https", "hdfs", "viewfs"}  # paths after host and port may contain an @
 _WITH_CONTAINER = {"abfs", "abfss"}  # the user part is the container
 _WITH_TOKEN = re.compile(r"https?|s3\w?|gs|gcs")  # a user without a password may be a token
+_PLAIN = r"(?:image|label|object|row|sort|group|join|partition|primary|foreign)[_.-]key"  # names of keys of data
 _SECRET = (
+    rf"(?!{_PLAIN}\Z)(?:"
     r"[\w.%-]*(?:passw|passphrase|pwd|secret|token|signature|credential|access[_-]?key|api[_-]?key|account[_-]?key"
     r"|private[_-]?key|storage[_-]?key)[\w.%-]*|(?:[\w.%-]*[_.-])?(?:pass|pw|psw|key|auth|jwt|pat|sas|sig|bearer)"
-    r"|authorization|code"
+    r"|authorization|code)"
 )
 _PARAMETER = re.compile(r"[?&;#]([\w.%-]++)=")
 _VALUE = re.compile(r"[^&\s]*")
@@ -38,7 +40,7 @@ _KIND = (
 )
 _SET = rf"{_VARIABLE}['\"]?[ \t]*+[:=][ \t]*+"
 _ASSIGNED = re.compile(
-    rf"""\b(?:(?=[A-Z0-9_]*?(?:{_KIND}))(?:"""
+    rf"""\b(?:(?!{_PLAIN.upper()}(?![A-Z0-9_]))(?=[A-Z0-9_]*?(?:{_KIND}))(?:"""
     # NAME='a value', {'NAME': 'a value'}, and 'NAME=a value' as shlex.join writes it, which writes a quote as '"'"'
     rf"""((?<='){_VARIABLE}=|{_SET}')(?:[^'\\\n]|\\.|'"'"'){{1,{_LONGEST}}}+(?=')"""
     rf"""|((?<="){_VARIABLE}=|{_SET}")(?:[^"\\\n]|\\.){{1,{_LONGEST}}}+(?=")"""

@@ -97,6 +97,19 @@ def test_mask_hides_variables_whose_last_word_says_that_they_are_secret(monkeypa
 
 
 @pytest.mark.parametrize(
+    "name", ["image", "label", "object", "row", "sort", "group", "join", "partition", "primary", "foreign"]
+)
+def test_mask_keeps_keys_of_data(monkeypatch, name):
+    variable = f"{name.upper()}_KEY"
+    text = f"env {variable}=image-22 '{variable}': 'image-22' s3://b/?{name}_key=image-22&{name}-key=2"
+    monkeypatch.setenv(variable, "image-22")
+    assert mask(text) == text
+    assert mask(f"MY_{variable}=S-1 {variable}_TOKEN=S-1 ?{name}_key2_key=S-1") == (
+        f"MY_{variable}=*** {variable}_TOKEN=*** ?{name}_key2_key=***"
+    )
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "s3://bucket/a@2x/b.tar?region=eu",
