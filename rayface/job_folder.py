@@ -29,9 +29,19 @@ from rayface.storage import (
 Result = TypeVar("Result")
 
 
+def _changed_name(before: Mapping[str, Any], job: Mapping[str, Any]) -> str | None:
+    return next((name for name, value in job.items() if before.get(name) != value), None)
+
+
 @contextmanager
 def exclusive_job_folder(
-    root: str, job: Mapping[str, object], job_file: str, *, key: str, beside: Collection[str] = ()
+    root: str,
+    job: Mapping[str, object],
+    job_file: str,
+    *,
+    key: str,
+    beside: Collection[str] = (),
+    changed: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = _changed_name,
 ) -> Iterator[None]:
     """Own the output folder of a job inside the context: create it, or resume the same job in it.
 
@@ -40,6 +50,7 @@ def exclusive_job_folder(
         job: values that a resume must not change; JSON types, stored in `job_file`.
         key: config key that names the folder, for messages.
         beside: names of files and folders that a new job may find in it.
+        changed: returns the first name whose value differs in the stored job and in this one.
 
     Raises:
         DataError: the folder holds another job or foreign files, or another process owns it.
@@ -52,12 +63,11 @@ def exclusive_job_folder(
         if job_file not in names:
             require_empty(root, key=key, beside=beside)
         before = json.loads(read_bytes(join(root, job_file))) if names else job
-        for name, value in job.items():
-            if before.get(name) != value:
-                raise DataError(
-                    f"{key}: {root}: was started with {name} {before.get(name)}, this job has {value}: "
-                    "choose another directory"
-                )
+        if differing := changed(before, job):
+            raise DataError(
+                f"{key}: {root}: was started with {differing} {before.get(differing)}, this job has {job[differing]}: "
+                "choose another directory"
+            )
         if is_local(root):
             for folder in _own_folders(Path(root), beside):
                 delete_temporary(folder)

@@ -51,6 +51,10 @@ class Record:
     def begun(self, name: str) -> bool:
         return name in self._stages
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return the settings with which a stage was last started; empty if it never was."""
+        return dict(self._stages[name]["settings"]) if self.begun(name) else {}
+
     def inputs(self, name: str) -> dict[str, str | None]:
         """Return the inputs with which a stage was last started; empty if it never was."""
         return dict(self._stages[name]["inputs"]) if self.begun(name) else {}
@@ -122,11 +126,6 @@ def _parsed(key: str, value: Any) -> Any:
     except ValueError:
         return value
     return masked(json.loads(json.dumps(configs.value_of(configs.to_dict(read), key))))
-
-
-def changed_key(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first key whose value differs; keys in only one of them are of another version of rayface."""
-    return next((key for key, value in now.items() if key in before and before[key] != value), None)
 
 
 def brief(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rayface.data.convert import JOB as CONVERT_JOB
 from rayface.data.dataset import open_dataset
 from rayface.experiment.checks import Models, check, config_of
 from rayface.experiment.inputs import fingerprint, input_paths
-from rayface.experiment.record import Done, Record, brief, changed_key
+from rayface.experiment.record import Done, Record, brief
 from rayface.experiment.spec import Experiment, Stage, load
 from rayface.files import remove_folder
 from rayface.job_folder import exclusive_job_folder
@@ -24,6 +24,7 @@ from rayface.plugins import resume_command
 from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
 from rayface.stages.functions import dataset_facts
+from rayface.stages.settings import changed_key, changed_keys
 from rayface.storage import AnyPath, path_of, uri_of
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RunDirectory
@@ -255,6 +256,10 @@ def _run(each: Prepared, prepared: Sequence[Prepared], record: Record, again: st
         raise ValueError(
             f"stage {stage.name}: was started, and its input {key} has changed since: delete {each.folder} to restart"
         )
+    before = record.settings(stage.name)
+    if each.resumes and (keys := changed_keys(before, each.settings)):
+        changes = ", ".join(f"{key} {each.settings[key]!r} (was {before[key]!r})" for key in keys)
+        logger.warning("stage %s: resumes with %s: delete %s to restart it", stage.name, changes, each.folder)
     record.begin(stage.name, verb=stage.verb, settings=each.settings, inputs=inputs)
     resume = each.resumes
     if each.folder.exists() and not resume:

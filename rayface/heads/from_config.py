@@ -50,6 +50,17 @@ def build_config_margin(head: HeadConfig) -> Margin:
         raise ValueError(f"head.margin: {head.margin}: {error}") from error
 
 
+def margin_defaults(head: str, margin: str) -> dict[str, object]:
+    """Return the values of head.margin_value and head.scale where they are unset, by key; ValueError: unknown names."""
+    kind, parameters = head_class(head), margin_parameters(margin)
+    usual = {"margin": kind.usual_margin, "scale": kind.usual_scale}
+    return {
+        _MARGIN_KEYS[name]: parameters[name].default if value is None else value
+        for name, value in usual.items()
+        if name in parameters
+    }
+
+
 def _margin_arguments(head: HeadConfig) -> dict[str, object]:
     parameters = margin_parameters(head.margin).values()
 

@@ -20,6 +20,7 @@ from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import open_embeddings
 from rayface.job_folder import exclusive_job_folder, require_empty
 from rayface.session import ray_session
+from rayface.stages.settings import changed_key
 from rayface.storage import on_disk
 from rayface.tracking import shared_tracking
 from rayface.training.run_directory import RunDirectory
@@ -66,7 +67,7 @@ def prune_by_proxy(config: Config) -> PruneResult:
         require_empty(str(folder.parent), key="prune.out", beside=[PROXY])
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
     with (
-        exclusive_job_folder(str(folder), _job(config, dataset), _JOB, key="prune.out"),
+        exclusive_job_folder(str(folder), _job(config, dataset), _JOB, key="prune.out", changed=changed_key),
         ray_session(
             config.cluster.address,
             num_cpus=num_cpus,

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from rayface import config as configs
 from rayface.experiment.inputs import fingerprint
-from rayface.experiment.record import Record, brief, changed_key
+from rayface.experiment.record import Record, brief
 from rayface.files import sha256_of
+from rayface.stages import STAGES
+from rayface.stages.settings import changed_keys
 
 
 @pytest.mark.parametrize("text", ["[]", '{"stages": []}', "{}", "{"])
@@ -31,8 +34,8 @@ def test_record_of_an_earlier_version_is_read_by_config_key(tmp_path: Path) -> N
         "prune.block_size": 2**26,
         "prune.embeddings": "${emb}",
     }
-    assert changed_key(done.settings, wanted) is None
-    assert changed_key(done.settings, {**wanted, "prune.keep": 0.5}) == "prune.keep"
+    assert changed_keys(done.settings, wanted) == []
+    assert changed_keys(done.settings, {**wanted, "prune.keep": 0.5}) == ["prune.keep"]
     assert done.inputs == {"stage emb": "m", f"prune.data {tmp_path}": "d"}
 
 
@@ -48,6 +51,32 @@ def test_record_of_version_2_has_models_by_their_weights_if_they_are_unchanged(t
     assert Record(tmp_path).inputs("scores") == {**inputs, f"evaluate.model {model}": weights}
     (model / "model.json").write_text('{"sha256": "v"}')
     assert Record(tmp_path).inputs("scores") == inputs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ([], []),
+        (["head.compute_dtype=fp32", "head.margin_value=0.4", "head.scale=64"], []),
+        (["head.compute_dtype=bf16", "head.scale=32"], ["head.scale", "head.compute_dtype"]),
+        (["head.margin=arcface"], ["head.margin", "head.margin_value"]),
+        (["head.name=dcq"], ["head.name", "head.margin_value", "head.scale"]),
+        (["head.margin=combined"], ["head.margin", "head.margin_value"]),
+    ],
+)
+def test_settings_of_an_earlier_version_equal_the_defaults_that_they_were(
+    overrides: list[str], changed: list[str], tmp_path: Path
+) -> None:
+    """Presets set the margin's value and scale, and products with class centers were in fp32 by default."""
+    former = ["head.compute_dtype=fp32", "head.margin_value=0.4", "head.scale=64"]
+    then, now = (
+        STAGES["train"].settings(configs.load("glint360k", overrides=["data.train=unused", *given]))
+        for given in (former, overrides)
+    )
+    stages = {"a": {"verb": "train", "settings": then, "inputs": {}}}
+    (tmp_path / "experiment.json").write_text(json.dumps({"version": 3, "stages": stages}))
+    before = Record(tmp_path).settings("a")
+    assert changed_keys(before, json.loads(json.dumps(now))) == changed
 
 
 def test_brief_of_a_result_keeps_numbers_and_small_tables() -> None:

@@ -146,7 +146,11 @@ def test_run_into_a_folder_of_others_is_refused(file: Path, fakes: dict[str, Any
 
 
 def test_run_again_resumes_an_interrupted_training_and_takes_one_that_had_ended(
-    data: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    fakes: dict[str, Any],
+    messages: Callable[[], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fake leaves what a run leaves: its config at the start, model and result at the end."""
     monkeypatch.setattr(runner, "ray_session", lambda *args, **options: contextlib.nullcontext())
@@ -174,6 +178,8 @@ def test_run_again_resumes_an_interrupted_training_and_takes_one_that_had_ended(
     with pytest.raises(TrainingInterruptedError):  # between the end of the run and the record of it
         run(file, ["optim.lr=0.01"], out=str(tmp_path / "out"))
     assert seen == [False, True]
+    (changes,) = [line for line in messages() if "resumes with" in line]
+    assert changes == f"stage a: resumes with optim.lr 0.01 (was 0.1): delete {run_directory} to restart it"
     result = run(file, ["optim.lr=0.01"], out=str(tmp_path / "out"))
     assert result.stages[0].result == {"steps": 9}
     assert result.stages[0].skipped

@@ -45,6 +45,13 @@ def test_proxy_job_holds_no_password_and_resumes_with_other_tracking(begin, monk
         begin("optim.lr=0.7")
 
 
+def test_proxy_of_an_earlier_version_resumes_with_the_default_that_was_another(begin, tmp_path):
+    job = json.loads(begin())
+    file = tmp_path / "out" / "core" / "proxy" / "proxy.json"
+    file.write_text(json.dumps({**job, "head.compute_dtype": "fp32"}))
+    assert json.loads(begin()) == job
+
+
 def test_prune_by_proxy_into_a_folder_with_foreign_files_is_refused_before_training(begin, tmp_path):
     (tmp_path / "out" / "core").mkdir(parents=True)
     (tmp_path / "out" / "core" / "notes").touch()
