@@ -14,7 +14,8 @@ from rayface.storage.remote_path import AnyPath, uri_of
 MAX_TEXT = 4096  # bytes of a value: a dictionary repeats a long one for millions of rows
 _MAX_TABLE, _MAX_RATIO = 1 << 30, 100  # bytes of a whole table; of a larger file, as a multiple of its size
 _READ_BYTES = 1 << 20
-_FEW = 64  # rows of a batch whose values repeat the previous one's start
+_NO_DICTIONARY = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}  # encodings that Arrow cannot read as one
+_FEW = 1024  # rows of texts that are not read as dictionaries: at most 1 GiB for pages of 1 MiB, the usual size
 
 
 class SerialParquetFile(pq.ParquetFile):
@@ -26,8 +27,7 @@ class SerialParquetFile(pq.ParquetFile):
 
     def __init__(self, path: str, stream: pa.NativeFile, max_value: int | None, **options: Any) -> None:
         super().__init__(stream, pre_buffer=False, **options)
-        self._path, self._stream, self._max_value = path, stream, max_value
-        self._checked: set[tuple[int, int]] = set()  # row group and column
+        self._path, self._stream, self._max_value, self._options = path, stream, max_value, options
 
     def iter_batches(
         self, batch_size: int = 65_536, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
@@ -35,19 +35,28 @@ class SerialParquetFile(pq.ParquetFile):
         """Yield batches of at most `batch_size` rows.
 
         Raises:
-            DataError: a value is too long, see `open_parquet`.
+            DataError: a value is too long, see `open_parquet`, or a column is of an extension type.
         """
-        groups = range(self.num_row_groups) if row_groups is None else row_groups
-        for number in self._byte_columns(columns) if self._max_value is not None else ():
-            for group in groups:
-                batch_size = self._safe_rows(group, number, batch_size)
-        for batch in super().iter_batches(batch_size, row_groups=groups, columns=columns, use_threads=False):
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                self._refuse_long(name, column)
-            yield batch
+        schema = self._schema_of(columns)
+        groups = list(range(self.num_row_groups) if row_groups is None else row_groups)
+        if self._max_value is None:
+            yield from super().iter_batches(batch_size, row_groups=groups, columns=columns, use_threads=False)
+            return
+        # As dictionaries: a long value is seen once, before it is repeated for the rows.
+        byte_columns = list(self._byte_columns(columns))
+        names = [name for number, name in byte_columns if self._has_dictionaries(groups, number)]
+        options = {**self._options, "pre_buffer": False, "read_dictionary": names}
+        file = pq.ParquetFile(self._stream, metadata=self.metadata, **options)
+        others = {field.name for field in file.schema_arrow if not pa.types.is_dictionary(field.type)}
+        if not others.isdisjoint(name for _, name in byte_columns):
+            batch_size = min(batch_size, _FEW)
+        for batch in file.iter_batches(batch_size, row_groups=groups, columns=columns, use_threads=False):
+            yield pa.RecordBatch.from_arrays([*map(self._checked, schema, batch.columns)], schema=schema)
 
-    def read_row_group(self, *args: Any, **options: Any) -> pa.Table:
-        return super().read_row_group(*args, use_threads=False, **options)
+    def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a row group; DataError if a column is of an extension type."""
+        self._schema_of(columns)
+        return super().read_row_group(group, columns=columns, use_threads=False)
 
     def close(self, force: bool = False) -> None:
         super().close(force=True)  # the stream, which was open before
@@ -56,9 +65,9 @@ class SerialParquetFile(pq.ParquetFile):
         """Read a table.
 
         Raises:
-            DataError: a value is too long, or a small file has a table of gigabytes.
+            DataError: as of `iter_batches`, or a small file has a table of gigabytes.
         """
-        tables, size = [super().read_row_groups([], columns=columns, use_threads=False)], 0
+        tables, size = [self._schema_of(columns).empty_table()], 0
         most = max(_MAX_TABLE, _MAX_RATIO * self._stream.size())
         for batch in self.iter_batches(columns=columns):
             size += batch.nbytes
@@ -67,42 +76,49 @@ class SerialParquetFile(pq.ParquetFile):
             tables.append(pa.Table.from_batches([batch]))
         return pa.concat_tables(tables)
 
-    def _byte_columns(self, columns: Sequence[str] | None) -> Iterator[int]:
-        """Yield the numbers of columns of texts or bytes; DataError for one whose values can be of any size."""
+    def _schema_of(self, columns: Sequence[str] | None) -> pa.Schema:
+        """Return the schema of the columns that are read; DataError if one is of an extension type."""
+        read = [
+            field
+            for field in self.schema_arrow
+            if columns is None or any(_is_within(field.name, name) or _is_within(name, field.name) for name in columns)
+        ]
+        refuse_extensions(self._path, read)
+        return super().read_row_groups([], columns=columns, use_threads=False).schema
+
+    def _byte_columns(self, columns: Sequence[str] | None) -> Iterator[tuple[int, str]]:
+        """Yield number and name of columns of texts or bytes; DataError for one whose values can be of any size."""
         for number in range(len(self.metadata.schema)):
             leaf = self.metadata.schema.column(number)
-            is_read = columns is None or any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in columns)
+            is_read = columns is None or any(_is_within(leaf.path, name) for name in columns)
             if not is_read or "BYTE_ARRAY" not in leaf.physical_type:
                 continue
             is_text = leaf.physical_type == "BYTE_ARRAY"  # not of a fixed size, as float16
             if leaf.length > MAX_TEXT or (is_text and leaf.path != leaf.name):
                 raise DataError(f"{self._path}: {leaf.path}: must be numbers or texts, not lists or structs of texts")
             if is_text:
-                yield number
+                yield number, leaf.path
 
-    def _safe_rows(self, group: int, number: int, rows: int) -> int:
-        """Return how many of at most `rows` rows may be decoded at once; DataError if a dictionary has a long value."""
-        if "DELTA_BYTE_ARRAY" in self.metadata.row_group(group).column(number).encodings:
-            return min(rows, _FEW)  # values are a part of the previous one, and Arrow reads no dictionary of them
-        if (group, number) not in self._checked:
-            # Any batch of dictionaries has the whole one, before it is repeated for the rows.
-            name = self.metadata.schema.column(number).path
-            options = {"read_dictionary": [name], "buffer_size": _READ_BYTES, "pre_buffer": False}
-            file = pq.ParquetFile(self._stream, metadata=self.metadata, **options)
-            for batch in file.iter_batches(1, row_groups=[group], columns=[name], use_threads=False):
-                self._refuse_long(name, batch.column(0))
-                break
-            self._checked.add((group, number))
-        return rows
+    def _has_dictionaries(self, groups: Sequence[int], number: int) -> bool:
+        """Return whether Arrow can read a column as dictionaries, and need not build them of other texts."""
+        codings = [self.metadata.row_group(group).column(number).encodings for group in groups]
+        return all(
+            any("DICTIONARY" in code for code in names) and not _NO_DICTIONARY.intersection(names) for names in codings
+        )
 
-    def _refuse_long(self, name: str, column: pa.Array) -> None:
-        texts = column.dictionary if pa.types.is_dictionary(column.type) else column
+    def _checked(self, field: pa.Field, column: pa.Array) -> pa.Array:
+        """Return a column of a batch in the type of the schema; DataError if a value is too long."""
+        assert self._max_value is not None, "values of any size are not checked"
+        texts = _storage(column)
+        if is_dictionary := pa.types.is_dictionary(texts.type):
+            texts = _storage(texts.dictionary)
         if pa.types.is_string_view(texts.type) or pa.types.is_binary_view(texts.type):
             texts = texts.cast(pa.large_binary())
-        if self._max_value is None or not _is_bytes(texts.type):
-            return
-        if (pc.max(pc.binary_length(texts)).as_py() or 0) > self._max_value:
-            raise DataError(f"{self._path}: {name}: a value has more than {self._max_value:,} bytes")
+        if _is_bytes(texts.type) and (pc.max(pc.binary_length(texts)).as_py() or 0) > self._max_value:
+            raise DataError(f"{self._path}: {field.name}: a value has more than {self._max_value:,} bytes")
+        if column.type == field.type:
+            return column
+        return (column.dictionary_decode() if is_dictionary else column).cast(field.type)
 
 
 def open_parquet(path: str, *, max_value: int | None = MAX_TEXT, **options: Any) -> SerialParquetFile:
@@ -113,15 +129,12 @@ def open_parquet(path: str, *, max_value: int | None = MAX_TEXT, **options: Any)
         options: those of pq.ParquetFile.
 
     Raises:
-        DataError: it has a column of an extension type; also see `Source`.
-        StorageError: see `Source`.
+        DataError, StorageError: see `Source`.
         pa.ArrowException, OSError: it is no parquet file.
     """
     stream = open_arrow(path)
     try:
-        file = SerialParquetFile(path, stream, max_value, **options)
-        refuse_extensions(path, file.schema_arrow)
-        return file
+        return SerialParquetFile(path, stream, max_value, **options)
     except BaseException:
         stream.close()
         raise
@@ -137,6 +150,15 @@ def num_rows(path: AnyPath) -> int:
     """Return the number of rows; errors as of `open_parquet`."""
     with open_parquet(uri_of(path)) as file:
         return int(file.metadata.num_rows)
+
+
+def _is_within(path: str, outer: str) -> bool:
+    """Return whether a dotted path is `outer` or a part of it."""
+    return path == outer or path.startswith(f"{outer}.")
+
+
+def _storage(column: pa.Array) -> pa.Array:
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

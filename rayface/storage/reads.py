@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -131,10 +131,10 @@ def open_arrow(path: str) -> pa.NativeFile:
     return pa.PythonFile(_SourceStream(Source(path)), mode="r")
 
 
-def refuse_extensions(path: str, schema: pa.Schema) -> None:
+def refuse_extensions(path: str, fields: Iterable[pa.Field]) -> None:
     """Raise DataError if a column is or nests an extension type: a value of Ray Data's, once Ray Data is imported, is a
     pickle that runs code when it becomes a Python object."""
-    for field in schema:
+    for field in fields:
         if _has_extension(field.type):
             raise DataError(f"{path}: {field.name}: is of an extension type, which may run code: store plain values")
 
@@ -142,8 +142,8 @@ def refuse_extensions(path: str, schema: pa.Schema) -> None:
 def _has_extension(kind: pa.DataType) -> bool:
     if isinstance(kind, pa.ExtensionType):
         return True
-    if isinstance(kind, pa.BaseExtensionType):  # one of Arrow's own, such as UUIDs
-        return _has_extension(kind.storage_type)
+    if isinstance(kind, pa.BaseExtensionType):  # one of Arrow's own, such as UUIDs; Arrow aborts on dictionaries
+        return pa.types.is_dictionary(kind.storage_type) or _has_extension(kind.storage_type)
     if pa.types.is_dictionary(kind):
         return _has_extension(kind.value_type)
     return any(_has_extension(kind.field(number).type) for number in range(kind.num_fields))

@@ -3,6 +3,7 @@
 import pickle
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -95,13 +96,71 @@ def test_parquet_column_of_pickles_is_refused_and_not_unpickled(tmp_path: Path, 
         "map": (pa.map_(pa.string(), field), [("a", content)]),
         "fixed list": (pa.list_(field, 1), [content]),
     }[nested]
-    schema = pa.schema([pa.field("identity", kind, metadata=EXTENSION if nested == "plain" else None)])
-    pq.write_table(pa.Table.from_pydict({"identity": [value]}, schema), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="identity: is of an extension type"):
-        open_parquet(str(tmp_path / "t.parquet"))
-    with pytest.raises(DataError, match="identity: is of an extension type"):
-        read_table(tmp_path / "t.parquet")
+    schema = pa.schema(
+        [pa.field("identity", kind, metadata=EXTENSION if nested == "plain" else None), ("n", pa.int64())]
+    )
+    pq.write_table(pa.Table.from_pydict({"identity": [value], "n": [5]}, schema), tmp_path / "t.parquet")
+    columns = ["identity.item", "n"] if nested == "struct" else ["identity", "n"]
+    for max_value in (None, 4096):
+        with open_parquet(str(tmp_path / "t.parquet"), max_value=max_value) as file:
+            for read in (
+                file.read,
+                lambda names: list(file.iter_batches(columns=names)),
+                partial(file.read_row_group, 0),
+            ):
+                for names in (columns, None):
+                    with pytest.raises(DataError, match="identity: is of an extension type"):
+                        read(names)
+            assert file.read(["n"]).to_pydict() == file.read_row_group(0, ["n"]).to_pydict() == {"n": [5]}
+            assert [batch.to_pydict() for batch in file.iter_batches(columns=["n"])] == [{"n": [5]}]
     assert not (tmp_path / "executed").exists()
+
+
+def test_parquet_text_of_arrows_own_extension_type_is_read_and_refused_if_it_is_long(tmp_path: Path) -> None:
+    for kind in (pa.json_(), pa.opaque(pa.string(), "text", "me")):
+        for size in (5, 5000):
+            values = pa.ExtensionArray.from_storage(kind, pa.array([f'"{"x" * size}"'] * 3))
+            pq.write_table(pa.table({"key": values}), tmp_path / "t.parquet")
+            if size == 5:
+                assert read_table(tmp_path / "t.parquet").equals(pa.table({"key": values}))
+            else:
+                with pytest.raises(DataError, match="key: a value has more than 4,096 bytes"):
+                    read_table(tmp_path / "t.parquet")
+    values = pa.array(["a"]).dictionary_encode()
+    values = pa.ExtensionArray.from_storage(pa.opaque(values.type, "text", "me"), values)
+    pq.write_table(pa.table({"key": values}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="key: is of an extension type"):  # Arrow would end the process
+        read_table(tmp_path / "t.parquet")
+
+
+CODINGS = {
+    "dictionary": {},
+    "dictionary that overflows": {"dictionary_pagesize_limit": 1000, "data_page_size": 1000},
+    **{
+        coding: {"use_dictionary": False, "column_encoding": {"key": coding}}
+        for coding in ("PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY")
+    },
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()])
+def test_parquet_texts_of_every_encoding_are_read_in_their_type(tmp_path: Path, coding: str, kind: pa.DataType) -> None:
+    texts = pa.array([f"{n // 2}" if n % 7 else None for n in range(5000)])
+    table = pa.table({"n": range(5000), "key": texts.cast(kind)})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=3000, **CODINGS[coding])
+    with open_parquet(str(tmp_path / "t.parquet")) as file:
+        assert file.read().equals(table)
+        batches = list(file.iter_batches(2000, row_groups=[1], columns=["key"]))
+    assert pa.Table.from_batches(batches).equals(table.slice(3000).select(["key"]))
+
+
+def test_parquet_text_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"key": [f"{n:08d}" for n in range(50_000)]}), tmp_path / "t.parquet")
+    read, sizes = Source.read, []
+    monkeypatch.setattr(Source, "read", lambda *args: (sizes.append(args[2]), read(*args))[1])
+    assert sum(map(len, read_keys(str(tmp_path / "t.parquet")))) == 50_000
+    assert sum(sizes) < 1.3 * (tmp_path / "t.parquet").stat().st_size
 
 
 @pytest.mark.parametrize("coding", ["dictionary", "category", "delta"])
