@@ -15,6 +15,7 @@ from rayface.heads.fused_softmax import check_fused, check_fused_device
 from rayface.heads.margins import Margin
 from rayface.heads.options import HeadOptions
 from rayface.precision import uses_bf16
+from rayface.values import to_text
 
 _ROW_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "kernel", "logit_memory", "host_memory")
 """Keys of the config group `head` that are fields of HeadSettings by the same name: of heads with class centers."""
@@ -69,7 +70,10 @@ def _margin_arguments(head: HeadConfig) -> dict[str, object]:
 
     for name in _MARGIN_KEYS.keys() & head.margin_options.keys():
         value = head.margin_options[name]
-        raise ValueError(f"head.margin_options.{name}: {value!r}: must be set as {_margin_key(name)}")
+        raise ValueError(
+            f"head.margin_options.{name}: {value!r}: is a key of its own: take it out of head.margin_options and set "
+            f"{_margin_key(name)}={to_text(value)}"
+        )
     for name in head.margin_options:
         if not takes(name):
             known = ", ".join(each.name for each in parameters if each.name not in _MARGIN_KEYS) or "none"

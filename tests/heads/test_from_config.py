@@ -102,9 +102,15 @@ def test_head_that_is_built_of_a_config_has_each_of_its_settings(name: str, size
         (["head.margin=magface", "head.margin_value=0.2"], "head.margin_value: 0.2: magface takes none: set head.marg"),
         (["head.margin_options.m1=1"], "head.margin_options.m1: cosface has no such option: it has none"),
         (["head.margin=arcface", "head.margin_options.m1=1"], ".*m1: arcface has no such option: it has gradient$"),
-        (["head.margin_options.scale=32"], "head.margin_options.scale: 32: must be set as head.scale$"),
-        (["head.margin_options.margin=0.2"], "head.margin_options.margin: 0.2: must be set as head.margin_value$"),
-        (["head.margin_options.conflict_threshold=0.2"], ".*conflict_threshold: 0.2: must be set as head.conflict_thr"),
+        (
+            ["head.margin_options.scale=32"],
+            "head.margin_options.scale: 32: .*: take it out of head.margin_options and set head.scale=32$",
+        ),
+        (["head.margin_options.margin=0.2"], ".*margin: 0.2: .*: take it out .* set head.margin_value=0.2$"),
+        (
+            ["head.margin_options.conflict_threshold=null"],
+            ".*threshold: None: .*: take it out .* set head.conflict_threshold=null$",
+        ),
         (["head.name=dcq", "head.options.queue_size=a"], "head.options.queue_size: 'a': input should be a valid int"),
         (
             ["head.name=dcq", "head.options.queue_size=100"],
