@@ -62,6 +62,12 @@ def margin_defaults(head: str, margin: str) -> dict[str, object]:
     }
 
 
+def margin_options(margin: str) -> list[str]:
+    """Return the names of a margin's options; ValueError for an unknown margin."""
+    named = (each for each in margin_parameters(margin).values() if each.kind is not Parameter.VAR_KEYWORD)
+    return [each.name for each in named if each.name not in _MARGIN_KEYS]
+
+
 def _margin_arguments(head: HeadConfig) -> dict[str, object]:
     parameters = margin_parameters(head.margin).values()
 
@@ -76,7 +82,7 @@ def _margin_arguments(head: HeadConfig) -> dict[str, object]:
         )
     for name in head.margin_options:
         if not takes(name):
-            known = ", ".join(each.name for each in parameters if each.name not in _MARGIN_KEYS) or "none"
+            known = ", ".join(margin_options(head.margin)) or "none"
             raise ValueError(f"head.margin_options.{name}: {head.margin} has no such option: it has {known}")
     given = {"margin": head.margin_value, "scale": head.scale, "conflict_threshold": head.conflict_threshold}
     for name, value in given.items():

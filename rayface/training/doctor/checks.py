@@ -8,13 +8,14 @@ from functools import cached_property
 from typing import Literal
 
 from rayface.heads import head_class, margin_parameters
-from rayface.heads.from_config import build_config_margin
+from rayface.heads.from_config import build_config_margin, margin_options
 from rayface.presets import reference_rate
 from rayface.training.doctor.expected_loss import ExpectedLoss, expected_loss
 from rayface.training.doctor.history import RunHistory
 
 _LEARNT = 0.03  # share by which the loss falls; real faces reach 0.08, shuffled labels -0.03 to 0.014
 _LEARNT_WELL = 0.25
+_LOWERED = {"combined": "m2 and m3", "magface": "margin_low and margin_high"}  # options that set the margin
 
 Verdict = Literal["ok", "wrong", "unknown"]
 
@@ -140,17 +141,17 @@ def check_scale(of: Examination) -> Check:
 
 def check_margin(of: Examination) -> Check:
     """A margin that a target's cosine can still overcome."""
-    drop = of.losses.drop
-    has_value = "margin" in margin_parameters(of.config.head.margin)
+    drop, margin = of.losses.drop, of.config.head.margin
+    has_value = "margin" in margin_parameters(margin)
+    options = _LOWERED.get(margin) or ", ".join(margin_options(margin))
+    lower = f"lower the margin of {margin} by {options}" if options else "choose another margin"
     return Check(
         name="margin",
         value=f"lowers a cosine of 0 by {drop:.2f}",
         expected="at most 0.75",
-        key="head.margin_value" if has_value else "head.margin_options",
+        key="head.margin_value" if has_value else "head.margin_options" if options else "head.margin",
         verdict="ok" if drop <= 0.75 else "wrong",
-        remedy="set head.margin_value=0.4 for cosface, 0.5 for arcface"
-        if has_value
-        else "lower m2 and m3 of combined, margin_low and margin_high of magface",
+        remedy="set head.margin_value=0.4 for cosface, 0.5 for arcface" if has_value else lower,
     )
 
 

@@ -4,6 +4,8 @@ import pytest
 import yaml
 
 from rayface import config as configs
+from rayface.heads import MARGINS
+from rayface.heads.margins import CombinedMargin
 from rayface.presets import PRESETS, REFERENCE_RATES, reference_rate
 from rayface.training.doctor.diagnosis import diagnose
 from rayface.training.doctor.history import RunHistory
@@ -71,7 +73,6 @@ def test_checks_of_the_sweeps_raise_no_alarm_at_any_end_of_the_search_space(path
         ("optim.lr", ["optim.lr=4", "train.batch_size=4096"], {}),
         ("head.scale", ["head.scale=8"], {}),
         ("head.margin_value", ["head.margin=arcface", "head.margin_value=1.2"], {}),
-        ("head.margin_options", ["head.margin=combined", "head.margin_options={m2: 0.6, m3: 0.6}"], {}),
         ("head.sample_rate", ["head.sample_rate=0.001"], {}),
         ("schedule.warmup_epochs", ["schedule.warmup_epochs=30"], {}),
         ("data.train", [], {"num_classes": 1}),
@@ -80,6 +81,35 @@ def test_checks_of_the_sweeps_raise_no_alarm_at_any_end_of_the_search_space(path
 )
 def test_checks_of_a_wrong_value_name_its_key(key, overrides, changes):
     assert advised(history("ms1mv3", overrides, **changes)) == key
+
+
+class Strong(CombinedMargin):
+    def __init__(self, strength: float = 1.2, scale: float = 64.0) -> None:
+        super().__init__(scale, m3=strength)
+
+
+class Fixed(CombinedMargin):
+    def __init__(self, scale: float = 64.0) -> None:
+        super().__init__(scale, m3=1.2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "remedy"),
+    [
+        (
+            ["head.margin=combined", "head.margin_options={m2: 0.6, m3: 0.6}"],
+            "head.margin_options",
+            "lower the margin of combined by m2 and m3",
+        ),
+        (["head.margin=strong"], "head.margin_options", "lower the margin of strong by strength"),
+        (["head.margin=fixed"], "head.margin", "choose another margin"),
+    ],
+)
+def test_checks_of_a_margin_without_a_value_name_its_own_options(overrides, key, remedy, monkeypatch):
+    monkeypatch.setitem(MARGINS, "strong", Strong)
+    monkeypatch.setitem(MARGINS, "fixed", Fixed)
+    found = diagnose(history("ms1mv3", overrides)).advised
+    assert (found.key, found.remedy) == (key, remedy)
 
 
 def test_checks_of_a_loss_that_rises_without_warm_up_name_the_warm_up():
