@@ -25,6 +25,7 @@ from rayface.storage import (
     read_bytes,
     write_bytes,
 )
+from rayface.values import shown
 
 Result = TypeVar("Result")
 
@@ -53,7 +54,7 @@ def exclusive_job_folder(
         changed: returns the first name whose value differs in the stored job and in this one.
 
     Raises:
-        DataError: the folder holds another job or foreign files, or another process owns it.
+        DataError: the folder holds another job, a corrupt job file or foreign files, or another process owns it.
     """
     make_folder(root)
     job = masked(json.loads(json.dumps(dict(job))))
@@ -62,7 +63,7 @@ def exclusive_job_folder(
         names = _names(root, beside)
         if job_file not in names:
             require_empty(root, key=key, beside=beside)
-        before = json.loads(read_bytes(join(root, job_file))) if names else job
+        before = _stored_job(root, job_file, key) if names else job
         if differing := changed(before, job):
             raise DataError(
                 f"{key}: {root}: was started with {differing} {before.get(differing)}, this job has {job[differing]}: "
@@ -76,6 +77,20 @@ def exclusive_job_folder(
                 RemotePath(join(root, name)).unlink(missing_ok=True)
         write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
+
+
+def _stored_job(root: str, job_file: str, key: str) -> dict[str, Any]:
+    text = read_bytes(join(root, job_file))
+    try:
+        job = json.loads(text)
+    except ValueError:
+        job = None
+    if not isinstance(job, dict):
+        raise DataError(
+            f"{key}: {root}: {job_file}: {shown(text.decode(errors='replace'))}: must be a JSON object: "
+            "choose another directory, or delete this one"
+        )
+    return job
 
 
 def read_job_result(

@@ -41,6 +41,16 @@ def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path
         own(tmp_path, {**JOB, "size": 9})
 
 
+@pytest.mark.parametrize("text", [b"", b"{\n", b"\xff", b"[1]"])
+def test_job_folder_with_a_corrupt_job_file_is_refused_in_one_line(text, tmp_path):
+    own(tmp_path, JOB)
+    (tmp_path / ".job.json").write_bytes(text)
+    with pytest.raises(DataError, match=r"^job\.out: .*: \.job\.json: .+: must be a JSON object: choose .*$") as raised:
+        own(tmp_path, JOB)
+    assert "\n" not in str(raised.value)
+    assert (tmp_path / ".job.json").read_bytes() == text
+
+
 def test_job_folder_with_foreign_files_is_refused_unless_they_are_known(tmp_path):
     (tmp_path / "notes").touch()
     with pytest.raises(DataError, match=r"^job\.out: .*: is not empty \(notes\): choose another directory$"):
