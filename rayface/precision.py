@@ -1,13 +1,17 @@
 """The floating-point type that a device computes in: train.precision resolved, autocast, and float32 without TF32."""
 
 import platform
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 
 Precision = Literal["fp32", "bf16", "auto"]
+
+_lock = threading.Lock()
+_entered: list[Callable[[], None]] = []  # one restoring function, once per context of `full_float32` that is open
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
@@ -34,17 +38,49 @@ def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
     """Forbid, inside the context and in all threads, what CUDA's libraries may do to float32: TF32, and rounded sums.
 
     By default convolutions of float32 round their factors to TF32 (10 bits), and so do products with
     TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which NVIDIA's containers set; products of bfloat16 may round partial sums.
+
+    On other devices it does nothing. Contexts may overlap in threads: the last one to end restores the settings. Inside
+    it, PyTorch 2.9 and later refuse to read the older settings (`allow_tf32`).
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    # The settings that PyTorch 2.7 has, too; to mix them with `fp32_precision` is an error.
-    before = cudnn.allow_tf32, matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
-    cudnn.allow_tf32 = matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = False
+    if device.type != "cuda":
+        yield
+        return
+    with _lock:
+        _entered.append(_entered[0] if _entered else _forbid_tf32())
     try:
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
+        with _lock:
+            restore = _entered.pop()
+            if not _entered:
+                restore()
+
+
+def _forbid_tf32() -> Callable[[], None]:
+    """Forbid TF32 and rounded sums; return the function that restores the settings."""
+    cudnn, matmul, undo = torch.backends.cudnn, torch.backends.cuda.matmul, ExitStack()
+    if matmul.allow_bf16_reduced_precision_reduction:
+        undo.callback(setattr, matmul, "allow_bf16_reduced_precision_reduction", True)
+        matmul.allow_bf16_reduced_precision_reduction = False
+    if hasattr(matmul, "fp32_precision"):  # not the older settings: to read them raises if a program has set these
+        for setting in (cudnn, matmul, cudnn.conv):  # the first is that of all CUDA, which others may inherit
+            if (before := setting.fp32_precision) != "ieee":
+                undo.callback(_restore, setting, before)
+                setting.fp32_precision = "ieee"
+    else:  # PyTorch before 2.9
+        undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        undo.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
+    return undo.close
+
+
+def _restore(setting: Any, precision: str) -> None:
+    setting.fp32_precision = "none"  # inherits, and reads as what it inherits
+    if setting.fp32_precision != precision:
+        setting.fp32_precision = precision

@@ -228,6 +228,6 @@ def tf32_products() -> Iterator[None]:
     """TF32 is allowed in matrix products, as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 allows it in NVIDIA's containers."""
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
     yield
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "none"

@@ -1,5 +1,9 @@
 """The floating-point type that a device computes in."""
 
+import functools
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,6 +11,7 @@ from rayface import precision
 from rayface.precision import autocast, full_float32, uses_bf16
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -51,13 +56,76 @@ def test_autocast_changes_the_type_of_products_only_for_bf16(bf16: bool, dtype: 
     assert (matrix @ matrix).dtype == torch.float32
 
 
-@pytest.mark.usefixtures("tf32_products")
-def test_full_float32_forbids_tf32_and_rounded_sums_and_restores_the_settings() -> None:
-    def allowed() -> tuple[bool, bool, bool]:
-        matmul = torch.backends.cuda.matmul
-        return torch.backends.cudnn.allow_tf32, matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+def in_use() -> tuple[bool, bool, bool]:
+    """Return whether products and convolutions take TF32, and whether partial sums are rounded."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    reduced = matmul.allow_bf16_reduced_precision_reduction
+    return matmul.fp32_precision == "tf32", conv.fp32_precision == "tf32", reduced
 
-    assert allowed() == (True, True, True)
-    with full_float32():
-        assert allowed() == (False, False, False)
-    assert allowed() == (True, True, True)
+
+OLDER = ("highest", "high", "medium")
+SETTINGS = ("", "cudnn", "cuda.matmul", "cudnn.conv")
+
+
+@pytest.fixture(params=["", *OLDER, *(f"{name}={value}" for name in SETTINGS for value in ("ieee", "tf32"))])
+def set_before(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A program's own setting: none, of the older name, or of those that PyTorch has from 2.9 on."""
+    name, is_newer, value = request.param.partition("=")
+    setting: Any = functools.reduce(getattr, filter(None, name.split(".")), torch.backends) if is_newer else None
+    if setting is not None:
+        before = setting.fp32_precision
+        setting.fp32_precision = value
+    elif name:
+        torch.set_float32_matmul_precision(name)
+    yield name if setting is None else request.param
+    if setting is not None:
+        setting.fp32_precision = before
+    elif name:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_full_float32_on_a_gpu_forbids_tf32_and_rounded_sums_and_restores_the_settings(
+    monkeypatch: pytest.MonkeyPatch, set_before: str, is_old: bool
+) -> None:
+    if is_old:  # PyTorch before 2.9, where a program can set only the older names
+        if "=" in set_before:
+            return
+        monkeypatch.setattr(precision, "hasattr", lambda *given: False, raising=False)
+    before = in_use()
+    with full_float32(GPU):
+        assert in_use() == (False, False, False)
+    assert in_use() == before
+    if "=" not in set_before:
+        assert torch.get_float32_matmul_precision() == (set_before or "highest")
+        assert torch.backends.cuda.matmul.allow_tf32 == (set_before in ("high", "medium"))
+        assert torch.backends.cudnn.allow_tf32
+
+
+def test_full_float32_restores_settings_that_are_inherited() -> None:
+    with full_float32(GPU):
+        pass
+    try:
+        for value in ("tf32", "ieee"):
+            torch.backends.fp32_precision = value
+            assert torch.backends.cuda.matmul.fp32_precision == value
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
+def test_full_float32_of_overlapping_threads_restores_when_the_last_one_ends() -> None:
+    before = in_use()
+    first, second = full_float32(GPU), full_float32(GPU)
+    for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+        step()
+        assert in_use() == (False, False, False)
+    second.__exit__(None, None, None)
+    assert in_use() == before
+
+
+@pytest.mark.usefixtures("tf32_products")
+def test_full_float32_on_a_cpu_changes_nothing() -> None:
+    before = in_use()
+    with full_float32(CPU):
+        assert in_use() == before

@@ -209,7 +209,7 @@ class PairTiles:
         found = []
         for _ in range(blocks):
             a, b = (np.sort(random.integers(0, len(self.order), side)) for _ in range(2))
-            with full_float32():
+            with full_float32(self._device):
                 scores = (self._gather(a) @ self._gather(b).T).cpu().numpy()
             found.append(scores[self._labels[a][:, None] != self._labels[b]])
         return np.concatenate(found)
@@ -244,7 +244,7 @@ class PairTiles:
 
 def _products(rows: torch.Tensor, columns: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
     scores = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-    with full_float32():
+    with full_float32(rows.device):
         return torch.mm(rows, columns.T, out=scores)
 
 

@@ -58,7 +58,7 @@ def embed_with_norms(
     """
     device = torch.device(device)
     parts, norms = [], []
-    with _evaluating(model), torch.inference_mode(), full_float32():
+    with _evaluating(model), torch.inference_mode(), full_float32(device):
         for start in range(0, len(images), batch_size):
             batch = normalize(torch.from_numpy(images[start : start + batch_size]).to(device))
             with autocast(device, amp == "bf16"):

@@ -1,8 +1,8 @@
 """Training loop of every worker: steps, checkpoints, validation, roll-backs."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -114,7 +114,7 @@ class Training:
         """
         if self._done_before():
             return
-        with contextlib.nullcontext() if self.bf16 else full_float32(), self.watchdog, self.log.phases():
+        with nullcontext() if self.bf16 else full_float32(self.world.device), self.watchdog, self.log.phases():
             # Requested now: until the first batch has been read, the untrained model is evaluated.
             batches: Iterator[Batch] | None = batches_from(self.step)
             if self.step == 0:
@@ -187,7 +187,7 @@ class Training:
         """
         self.watchdog.at("start", error.step)  # loading a checkpoint takes longer than a step
         train = self.config.train
-        with contextlib.suppress(RuntimeError):  # the non-finite step is the error to report, not a failed write
+        with suppress(RuntimeError):  # the non-finite step is the error to report, not a failed write
             self.checkpoints.wait()
         may = self.recovery.may_roll_back(train)
         # The checkpoint of step 0 holds the initial state, so it is always a valid target.

@@ -9,6 +9,7 @@ import torch
 from rayface.evaluation import pair_tiles
 from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.pair_tiles import SCREEN_ERROR, PairTiles
+from rayface.precision import full_float32
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (5, 5), (4, 9), (100, 100)])
@@ -106,15 +107,16 @@ def test_screened_tile_is_summed_in_float32_and_leaves_the_setting_as_it_was(mon
     settings, mm, matmul = [], torch.mm, torch.backends.cuda.matmul
 
     def counted(*given, **options):
-        settings.append(matmul.allow_bf16_reduced_precision_reduction or matmul.allow_tf32)
+        settings.append((matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction))
         return mm(*given, **options)
 
     monkeypatch.setattr(torch, "mm", counted)
+    monkeypatch.setattr(pair_tiles, "full_float32", lambda device: full_float32(torch.device("cuda")))
     before = matmul.allow_bf16_reduced_precision_reduction
     list(PairTiles.of(worst_pair(0.5), [0, 1]).tiles((1, 1), screened=True))
-    assert settings == [False] * 3
+    assert settings == [("ieee", False)] * 3
     assert matmul.allow_bf16_reduced_precision_reduction == before
-    assert matmul.allow_tf32
+    assert matmul.fp32_precision == "tf32"
 
 
 def test_screened_tile_of_the_worst_roundings_has_an_error_near_the_bound():

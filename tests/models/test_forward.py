@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from rayface.models import forward
 from rayface.models.forward import embed_images, embed_with_norms
+from rayface.precision import full_float32
 
 
 class Net(nn.Module):
@@ -19,7 +21,6 @@ class Net(nn.Module):
     def forward(self, images):
         assert not self.training
         assert torch.is_inference_mode_enabled()
-        assert not torch.backends.cudnn.allow_tf32
         return self.layers(images)
 
 
@@ -29,7 +30,6 @@ def test_embed_images_with_flip_is_the_normalised_sum_with_the_mirror_image():
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
     got = embed_images(net, images, batch_size=3)
     assert net.training
-    assert torch.backends.cudnn.allow_tf32
     assert net.layers[0].training
     assert not net.layers[1].training
     layers = net.layers.double().eval()
@@ -38,6 +38,20 @@ def test_embed_images_with_flip_is_the_normalised_sum_with_the_mirror_image():
         wanted = (layers(x) + layers(torch.flip(x, (3,))))[0].detach().numpy()
         np.testing.assert_allclose(embedding, wanted / np.linalg.norm(wanted), atol=1e-6)
     assert got.dtype == np.float32
+
+
+@pytest.mark.usefixtures("tf32_products")
+def test_embed_images_on_a_cpu_leaves_tf32_as_a_program_has_set_it_and_on_a_gpu_forbids_it(monkeypatch):
+    seen, net, images = [], Net(), np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+
+    def note(*given):
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+
+    net.register_forward_hook(note)
+    embed_images(net, images, flip=False)
+    monkeypatch.setattr(forward, "full_float32", lambda device: full_float32(torch.device("cuda")))
+    embed_images(net, images, flip=False)
+    assert seen == [("tf32", "tf32"), ("ieee", "ieee")]
 
 
 @pytest.mark.parametrize("flip", [True, False])

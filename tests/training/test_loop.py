@@ -12,8 +12,10 @@ from rayface import config as configs
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.run_files import PROGRESS
+from rayface.precision import full_float32
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
+from rayface.training import loop
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.mirror_store import MirrorStore, Store, Stores
@@ -58,16 +60,17 @@ def damage(folder: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_run_in_fp32_forbids_tf32_in_its_steps(tmp_path, monkeypatch, precision):
-    run, allowed = TrainStep.run, []
+    run, precisions = TrainStep.run, []
 
     def noted(self: TrainStep, *args, **options) -> float:
-        allowed.append(torch.backends.cudnn.allow_tf32)
+        precisions.append(torch.backends.cudnn.conv.fp32_precision)
         return run(self, *args, **options)
 
     monkeypatch.setattr(TrainStep, "run", noted)
+    monkeypatch.setattr(loop, "full_float32", lambda device: full_float32(torch.device("cuda")))
     training(tmp_path, f"train.precision={precision}", "train.epochs=0.2").fit(batches_to(1))
-    assert allowed == [precision == "bf16"]
-    assert torch.backends.cudnn.allow_tf32
+    assert precisions == ["tf32" if precision == "bf16" else "ieee"]
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def test_resume_with_a_corrupt_newest_checkpoint_costs_its_steps_and_nothing_else(tmp_path):

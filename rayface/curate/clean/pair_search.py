@@ -139,7 +139,7 @@ class PairSearch:
         Raises:
             ValueError: more pairs than the limit.
         """
-        with full_float32():  # the bounds of the errors are of its sums
+        with full_float32(torch.device(self._device)):  # the bounds of the errors are of its sums
             return self._found(tile)
 
     def _found(self, tile: Tile) -> Pairs:

@@ -1,5 +1,6 @@
 """Pairs above a cosine equal those of a plain matrix product, for any tiles, axes and type of products."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rayface.curate.clean import pair_search
 from rayface.curate.clean.pair_search import Apart, Pairs, PairSearch, Tile, concatenated, leading_axes, tiles
 from rayface.curate.clean.stacked_rows import stack, write_rows
 from rayface.curate.work_files import WorkPath
+from rayface.precision import full_float32
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16])
@@ -79,16 +81,21 @@ def test_search_whose_roundings_all_lower_a_cosine_finds_the_pair(product: torch
 @pytest.mark.usefixtures("tf32_products")
 def test_search_adds_products_in_float32_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU: the bounds of the rounding errors count on it."""
-    matmul, above, settings = torch.backends.cuda.matmul, pair_search._above, []
+    matmul, above, settings, devices = torch.backends.cuda.matmul, pair_search._above, [], []
+
+    def as_on_a_gpu(device: torch.device) -> AbstractContextManager[None]:
+        devices.append(device)
+        return full_float32(torch.device("cuda"))
 
     def noted(*given: Any) -> Any:
-        settings.append(matmul.allow_tf32 or matmul.allow_bf16_reduced_precision_reduction)
+        settings.append((matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction))
         return above(*given)
 
     monkeypatch.setattr(pair_search, "_above", noted)
+    monkeypatch.setattr(pair_search, "full_float32", as_on_a_gpu)
     PairSearch("x", drawn(20, 8), None, 0.5, limit=1000)(Tile(0, 20, 0, 20))
-    assert settings == [False]
-    assert matmul.allow_tf32
+    assert (settings, devices) == ([("ieee", False)], [torch.device("cpu")])
+    assert matmul.fp32_precision == "tf32"
     assert matmul.allow_bf16_reduced_precision_reduction
 
 
