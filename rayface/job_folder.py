@@ -43,6 +43,7 @@ def exclusive_job_folder(
     key: str,
     beside: Collection[str] = (),
     changed: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = _changed_name,
+    results: Collection[str] = (),
 ) -> Iterator[None]:
     """Own the output folder of a job inside the context: create it, or resume the same job in it.
 
@@ -52,6 +53,7 @@ def exclusive_job_folder(
         key: config key that names the folder, for messages.
         beside: names of files and folders that a new job may find in it.
         changed: returns the first name whose value differs in the stored job and in this one.
+        results: files of results; while none of them exists, another job may take the folder over. Empty: never.
 
     Raises:
         DataError: the folder holds another job, a corrupt job file or foreign files, or another process owns it.
@@ -63,11 +65,13 @@ def exclusive_job_folder(
         names = _names(root, beside)
         if job_file not in names:
             require_empty(root, key=key, beside=beside)
-        before = _stored_job(root, job_file, key) if names else job
+        found = sorted(names & set(results))
+        is_taken_over = not names or (results and not found)
+        before = job if is_taken_over else _stored_job(root, job_file, key)
         if differing := changed(before, job):
             raise DataError(
                 f"{key}: {root}: was started with {differing} {before.get(differing)}, this job has {job[differing]}: "
-                "choose another directory"
+                "choose another directory" + (f", or delete {', '.join(found)} in it" if found else "")
             )
         if is_local(root):
             for folder in _own_folders(Path(root), beside):

@@ -85,8 +85,8 @@ def evaluate(config: Config) -> EvaluationResult:
 
     Runs in this process, in float32, on a GPU if there is one; large datasets are embedded by the job of `embed`.
 
-    A folder of an evaluation of the same model on the same inputs, finished or interrupted, is written anew; any other
-    is refused.
+    A folder of an evaluation of the same model on the same inputs is written anew; one of others is refused once it
+    holds results.
 
     Raises:
         ValueError: bad input, one line.
@@ -107,7 +107,7 @@ def evaluate(config: Config) -> EvaluationResult:
         check_writable_card(str(given.model))
     root, inputs = normalise(str(given.out)), _inputs(protocols.values())
     model = str(given.model or given.embeddings)
-    with _own_folder(root, {"model": model, **inputs}) as is_again:
+    with _own_folder(root, {"model": model, **inputs}) as has_results:
         make_folder(join(root, "plots"))  # fail before the work if it cannot be written
         results, leaks = {}, {}
         for name, protocol in protocols.items():
@@ -118,7 +118,7 @@ def evaluate(config: Config) -> EvaluationResult:
                 leaks[name] = certificate
         result = EvaluationResult(model=model, inputs=inputs, results=results, leaks=leaks)
         with phase("write results"):
-            if is_again:
+            if has_results:
                 _delete_earlier(root)
             _write(root, config, result, protocols)
             if given.write_card:
@@ -129,7 +129,7 @@ def evaluate(config: Config) -> EvaluationResult:
 
 @contextmanager
 def _own_folder(root: str, measured: Mapping[str, str]) -> Iterator[bool]:
-    """Own the output folder inside the context; yield whether it holds an evaluation of the same, complete or not.
+    """Own the output folder inside the context; yield whether it holds results of the same, complete or not.
 
     It may hold other files.
 
@@ -141,8 +141,8 @@ def _own_folder(root: str, measured: Mapping[str, str]) -> Iterator[bool]:
     if _JOB not in names:  # new, or of a version without it
         _require_own(root, names, measured)
     beside = set() if _JOB in names else names
-    with exclusive_job_folder(root, measured, _JOB, key="evaluate.out", beside=beside):
-        yield bool(names & {_JOB, RESULT})
+    with exclusive_job_folder(root, measured, _JOB, key="evaluate.out", beside=beside, results=_FILES):
+        yield bool(names & _FILES)
 
 
 def _require_own(root: str, names: set[str], measured: Mapping[str, str]) -> None:
@@ -162,7 +162,8 @@ def _require_own(root: str, names: set[str], measured: Mapping[str, str]) -> Non
     for name, value in masked(dict(measured)).items():
         if before.get(name) != value:
             held = f"an evaluation of {name} {before[name]}, not {value}" if name in before else f"no {name} {value}"
-            raise ValueError(f"evaluate.out: {root}: holds {held}: choose another directory, or delete {RESULT} in it")
+            remedy = f"choose another directory, or delete {', '.join(sorted(names & _FILES))} in it"
+            raise ValueError(f"evaluate.out: {root}: holds {held}: {remedy}")
 
 
 def _inputs(protocols: Iterable[EvaluationProtocol]) -> dict[str, str]:
@@ -182,10 +183,11 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
     page = evaluation_page(content, plots, protocols, pictures, title=_title(result.model), config=text)
     try:
         with tempfile.TemporaryDirectory() as drawn:
-            for name, path in write_pngs(Path(drawn), plots).items():
+            pngs = write_pngs(Path(drawn), plots)
+            write_bytes(join(root, _REPORT), page.encode())  # before the plots, see `_delete_earlier`
+            for name, path in pngs.items():
                 write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
         write_pair_scores(root, scores_of(result.results))
-        write_bytes(join(root, _REPORT), page.encode())
         write_bytes(join(root, RESULT), json.dumps(content, indent=1).encode())
     except (pa.ArrowException, OSError) as error:
         where = f"evaluate.out: {root}"
@@ -193,14 +195,18 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
 
 
 def _delete_earlier(root: str) -> None:
-    """Delete the results of an earlier evaluation, which the new ones may not replace: fewer protocols have figures."""
+    """Delete the results of an earlier evaluation, which the new ones may not replace: fewer protocols have figures.
+
+    The report is written before the plots and deleted after them: without it, plots are the user's.
+    """
     out = path_of(root)
-    for name in (RESULT, _REPORT, PAIR_SCORES):
+    for name in (RESULT, PAIR_SCORES):
         (out / name).unlink(missing_ok=True)
     plots = out / "plots"
     for name in sorted(path.name for path in plots.iterdir()) if plots.is_dir() else ():
         if name.endswith(".png"):
             (plots / name).unlink()
+    (out / _REPORT).unlink(missing_ok=True)
 
 
 def _title(model: str) -> str:

@@ -313,6 +313,42 @@ def test_evaluate_interrupted_before_any_write_is_run_again_into_its_folder(
         }
 
 
+def test_evaluate_stopped_before_its_results_leaves_the_folder_to_another_model_and_the_users_plots(
+    given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_small_model(tmp_path / "other", fill=0.1)
+    own, other = tmp_path / "out" / "plots" / "mine.png", str(tmp_path / "other")
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"of the user")
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_write", interrupt)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(given())
+    evaluate(given(model=other))
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["model"] == other
+    assert own.read_bytes() == b"of the user"
+
+
+@pytest.mark.parametrize("has_job_file", [True, False])
+def test_evaluate_into_a_folder_of_another_model_names_the_files_to_delete(
+    given: Any, tmp_path: Path, has_job_file: bool
+) -> None:
+    save_small_model(tmp_path / "other", fill=0.1)
+    evaluate(given(model=str(tmp_path / "other")))
+    if not has_job_file:
+        (tmp_path / "out" / ".evaluate_job.json").unlink()  # as earlier versions left it
+    with pytest.raises(ValueError, match=r", or delete evaluation.json, pair_scores.parquet, report.html in it$"):
+        evaluate(given())
+    for name in ("evaluation.json", "pair_scores.parquet", "report.html"):
+        (tmp_path / "out" / name).unlink()
+    evaluate(given())
+
+
 def test_evaluate_into_the_folder_of_a_running_evaluation_is_refused(
     given: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

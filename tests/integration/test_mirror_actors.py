@@ -1,5 +1,6 @@
 """Stores of mirrored states as Ray actors."""
 
+import numpy as np
 import pytest
 import ray
 
@@ -17,7 +18,7 @@ def test_stores_of_a_run_are_found_by_their_node_and_end_with_their_handles():
     other = start_stores("other", [stores.node])
     store = stores.of(stores.node)
     mapped(store.begin(0, 1, 4), 4)[:] = b"abcd"
-    store.write(0, 1, 2, b"xy")
+    store.write(0, 1, 2, np.frombuffer(b"xy", np.uint8))
     store.commit(0, 1, Part(step=3, workers=1, progress="{}", places={}))
     (found,) = [one for each in stores.every() for one in each.delivered()]
     assert (found.rank, found.slot, found.node, found.part.step) == (0, 1, stores.node, 3)

@@ -95,7 +95,7 @@ def test_write_that_the_system_takes_in_pieces_is_whole(monkeypatch):
     store, write = MirrorStore("a"), os.pwrite
     store.begin(0, 0, 12)
     monkeypatch.setattr(os, "pwrite", lambda file, data, offset: write(file, data[:3], offset))
-    store.write(0, 0, 2, b"abcdefgh")
+    store.write(0, 0, 2, np.frombuffer(b"abcdefgh", np.uint8))
     assert store.read(0, 0, 0, 12) == b"\0\0abcdefgh\0\0"
 
 
