@@ -1,6 +1,7 @@
 """Mirror of the state: every rank's part in the memory of a store outside the workers, and in a neighbour's."""
 
 import json
+import logging
 import math
 import os
 import threading
@@ -32,6 +33,7 @@ from rayface.training.distributed import World, host_group
 
 T = TypeVar("T")
 _ALIGNMENT = 64  # bytes
+logger = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -65,7 +67,7 @@ class Mirror:
         self._group = host_group(timeout) if self._stores is not None and world.size > 1 else None
         self._nodes = self._gather(self._stores.node) if self._stores is not None else []
         self._targets: list[Store] = []
-        self._slot, self._is_first = 0, True
+        self._slot, self._is_first, self._warned = 0, True, False
         self._maps: dict[int, tuple[tuple[str, int, int], torch.Tensor]] = {}
         self._thread: threading.Thread | None = None
         self._snapshot = Snapshot()
@@ -156,8 +158,13 @@ class Mirror:
         key = (path, os.stat(path).st_ino, size)
         if self._slot not in self._maps or self._maps[self._slot][0] != key:
             memory = torch.frombuffer(mapped(path, size), dtype=torch.uint8)
-            if self._world.device.type == "cuda":
-                page_lock(memory, self._world.device)
+            if self._world.device.type == "cuda" and not page_lock(memory, self._world.device) and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "mirror: %d bytes cannot be page-locked, so training waits for the copy of every mirrored state: "
+                    "raise the node's limit of locked memory (ulimit -l), or train.mirror_every",
+                    size,
+                )
             self._maps[self._slot] = (key, memory)
         return self._maps[self._slot][1]
 

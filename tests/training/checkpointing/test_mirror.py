@@ -110,15 +110,26 @@ def test_cleared_mirror_has_no_state_and_takes_the_next(manager):
     assert loaded(alone(stores)) == (3, [3, 3, 3])
 
 
-def test_memory_of_a_slot_is_page_locked_once_for_a_gpu(manager, monkeypatch):
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_memory_of_a_slot_is_page_locked_once_for_a_gpu_or_a_failure_logged_once(
+    manager, monkeypatch, caplog, is_locked
+):
     locked = []
-    monkeypatch.setattr("rayface.training.checkpointing.mirror.page_lock", lambda memory, device: locked.append(memory))
+
+    def lock(memory, device):
+        locked.append(memory)
+        return is_locked
+
+    monkeypatch.setattr("rayface.training.checkpointing.mirror.page_lock", lock)
     stores = StoresByNode("a", {"a": manager.store("a")})
     world = World(rank=0, size=1, local_size=1, device=torch.device("cuda"))
     mirror = Mirror(world, stores, 1, on_failure=lambda _: None)
     memory = [mirror._reserve(size) for size in (64, 64, 32)]
     assert [len(each) for each in locked] == [64, 32]
     assert [memory[0].data_ptr(), memory[2].data_ptr()] == [each.data_ptr() for each in locked]
+    line = "mirror: 64 bytes cannot be page-locked, so training waits for the copy of every mirrored state: "
+    remedy = "raise the node's limit of locked memory (ulimit -l), or train.mirror_every"
+    assert caplog.messages == ([] if is_locked else [line + remedy])
 
 
 def test_part_sent_to_the_next_node_is_not_copied_by_the_sender(monkeypatch):
