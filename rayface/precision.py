@@ -63,7 +63,8 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 def _forbid_tf32() -> Callable[[], None]:
     """Forbid TF32 and rounded sums; return the function that restores the settings."""
-    cudnn, matmul, undo = torch.backends.cudnn, torch.backends.cuda.matmul, ExitStack()
+    cudnn: Any = torch.backends.cudnn  # its types lack `conv`
+    matmul, undo = torch.backends.cuda.matmul, ExitStack()
     if matmul.allow_bf16_reduced_precision_reduction:
         undo.callback(setattr, matmul, "allow_bf16_reduced_precision_reduction", True)
         matmul.allow_bf16_reduced_precision_reduction = False
