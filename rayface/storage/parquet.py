@@ -1,5 +1,6 @@
 """Parquet files on a disk or in an object store; not imported by the package, as pyarrow.parquet is slow to import."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ MAX_TEXT = 4096  # bytes of a value: a dictionary repeats a long one for million
 _MAX_TABLE, _MAX_RATIO = 1 << 30, 100  # bytes of a whole table; of a larger file, as a multiple of its size
 _READ_BYTES = 1 << 20
 _NO_DICTIONARY = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}  # encodings that Arrow cannot read as one
+_LARGE_CHUNK = 1 << 20  # bytes of a column's texts in a row group, on average: a dictionary is usually no larger
 _FEW = 1024  # rows of texts that are not read as dictionaries: at most 1 GiB for pages of 1 MiB, the usual size
 
 
@@ -42,16 +44,29 @@ class SerialParquetFile(pq.ParquetFile):
         if self._max_value is None:
             yield from super().iter_batches(batch_size, row_groups=groups, columns=columns, use_threads=False)
             return
-        # As dictionaries: a long value is seen once, before it is repeated for the rows.
         byte_columns = list(self._byte_columns(columns))
         names = [name for number, name in byte_columns if self._has_dictionaries(groups, number)]
         options = {**self._options, "pre_buffer": False, "read_dictionary": names}
+        # As dictionaries: a long value is seen once, before it is repeated for the rows.
         file = pq.ParquetFile(self._stream, metadata=self.metadata, **options)
         others = {field.name for field in file.schema_arrow if not pa.types.is_dictionary(field.type)}
         if not others.isdisjoint(name for _, name in byte_columns):
             batch_size = min(batch_size, _FEW)
+        if any(self._num_bytes(groups, number) > len(groups) * _LARGE_CHUNK for number, _ in byte_columns):
+            # Many texts: Arrow would build a dictionary of them all, ten times as slow and with six times the memory.
+            self._check_dictionaries(groups, names, schema, options)
+            file = super()
         for batch in file.iter_batches(batch_size, row_groups=groups, columns=columns, use_threads=False):
             yield pa.RecordBatch.from_arrays([*map(self._checked, schema, batch.columns)], schema=schema)
+
+    def _check_dictionaries(
+        self, groups: Sequence[int], names: Sequence[str], schema: pa.Schema, options: dict[str, Any]
+    ) -> None:
+        """Read the dictionaries alone, by one row of each; DataError if a value is too long."""
+        file = pq.ParquetFile(self._stream, metadata=self.metadata, **{**options, "buffer_size": _READ_BYTES})
+        for group, name in itertools.product(groups, names):
+            for batch in itertools.islice(file.iter_batches(1, row_groups=[group], columns=[name]), 1):
+                self._checked(schema.field(name), batch.column(0))
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a row group; DataError if a column is of an extension type."""
@@ -105,6 +120,9 @@ class SerialParquetFile(pq.ParquetFile):
         return all(
             any("DICTIONARY" in code for code in names) and not _NO_DICTIONARY.intersection(names) for names in codings
         )
+
+    def _num_bytes(self, groups: Sequence[int], number: int) -> int:
+        return sum(self.metadata.row_group(group).column(number).total_uncompressed_size for group in groups)
 
     def _checked(self, field: pa.Field, column: pa.Array) -> pa.Array:
         """Return a column of a batch in the type of the schema; DataError if a value is too long."""

@@ -143,6 +143,14 @@ CODINGS = {
 }
 
 
+@pytest.fixture(params=["few texts", "many texts"])
+def num_texts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of many texts is read in another way."""
+    if request.param == "many texts":
+        monkeypatch.setattr(parquet, "_LARGE_CHUNK", 0)
+
+
+@pytest.mark.usefixtures("num_texts")
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()])
 def test_parquet_texts_of_every_encoding_are_read_in_their_type(tmp_path: Path, coding: str, kind: pa.DataType) -> None:
@@ -163,6 +171,7 @@ def test_parquet_text_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert sum(sizes) < 1.3 * (tmp_path / "t.parquet").stat().st_size
 
 
+@pytest.mark.usefixtures("num_texts")
 @pytest.mark.parametrize("coding", ["dictionary", "category", "delta"])
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_binary()])
 def test_parquet_text_that_a_small_file_repeats_is_refused_before_it_is_expanded(
@@ -180,6 +189,18 @@ def test_parquet_text_that_a_small_file_repeats_is_refused_before_it_is_expanded
         with pytest.raises(DataError, match="key: a value has more than 4,096 bytes"):
             read(path)
     assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_parquet_dictionary_of_many_texts_is_checked_in_every_row_group(tmp_path: Path) -> None:
+    """The long one is in neither the first group nor the first row, and no dictionary can hold all texts."""
+    texts = [f"{n:020d}" for n in range(200_000)]
+    pq.write_table(pa.table({"key": texts}), tmp_path / "t.parquet", row_group_size=100_000)
+    assert read_table(tmp_path / "t.parquet")["key"].to_pylist() == texts
+    texts[100_500] = "x" * 5000
+    pq.write_table(pa.table({"key": texts}), tmp_path / "t.parquet", row_group_size=100_000)
+    rule = "key: a value has more than 4,096 bytes"
+    with open_parquet(str(tmp_path / "t.parquet")) as file, pytest.raises(DataError, match=rule):
+        next(file.iter_batches(10))
 
 
 def test_parquet_table_far_larger_than_its_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
