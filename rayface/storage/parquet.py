@@ -89,6 +89,7 @@ class SerialParquetFile(pq.ParquetFile):
             if size > most:
                 raise DataError(f"{self._path}: its table has more than {most:,} bytes, {_MAX_RATIO} times the file's")
             tables.append(pa.Table.from_batches([batch]))
+        pa.default_memory_pool().release_unused()  # what the pages took, which the allocator would keep
         return pa.concat_tables(tables)
 
     def _schema_of(self, columns: Sequence[str] | None) -> pa.Schema:
