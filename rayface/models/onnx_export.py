@@ -65,17 +65,23 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
             raise ValueError(
                 f"the ONNX model differs from PyTorch by {error_size:.1e}, the limit is {MAX_ONNX_ERROR:.0e}"
             )
-        written = sorted(folder.iterdir(), reverse=True)  # publish the weights first: the .onnx depends on them
-        num_bytes = sum(path.stat().st_size for path in written)
-        if external_data:
-            out.unlink(missing_ok=True)  # an interruption must not leave an earlier .onnx beside these weights
-        for path in written:
-            publish(path, out.with_name(path.name))
+        num_bytes = _publish(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     write_card(out.parent, model.info, out.name)
     facts = {"opset": ONNX_OPSET, "num_bytes": num_bytes, "external_data": external_data}
     return {"max_abs_error": error_size, **facts}
+
+
+def _publish(folder: Path, out: Path) -> int:
+    """Give the files their names, the weights first, on which the .onnx depends; return their bytes."""
+    written = sorted(folder.iterdir(), reverse=True)
+    num_bytes = sum(path.stat().st_size for path in written)
+    if len(written) > 1:
+        out.unlink(missing_ok=True)  # an interruption must not leave an earlier .onnx beside these weights
+    for path in written:
+        publish(path, out.with_name(path.name))
+    return num_bytes
 
 
 def _check_installed() -> None:

@@ -22,6 +22,7 @@ from rayface.data.synth import synthesize
 from rayface.embedding.part_file import write_part
 from rayface.job_folder import exclusive_job_folder
 from rayface.storage import DataError
+from tests.curate.interrupted_tracking import check_tracked_once_when_run_again
 
 QUIET = configs.load(overrides=["tracking.enabled=false"])
 People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
@@ -275,14 +276,6 @@ def test_cluster_killed_before_its_result_was_tracked_tracks_it_when_run_again(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, journal = job(threshold=0.4), tmp_path / "out" / "journal" / "driver.jsonl"
-    lines = journal.read_text().splitlines()
-    done = next(n for n, line in enumerate(lines) if json.loads(line)["kind"] == "metrics")
-    journal.write_text("\n".join([*lines[:done], ""]))
     monkeypatch.setattr(module, "_run", None)  # would fail
+    check_tracked_once_when_run_again(journal, lambda: job(threshold=0.4), "clusters", first.counts.clusters)
     assert job(threshold=0.4).counts == first.counts
-    records = [json.loads(line) for line in journal.read_text().splitlines()[done:]]
-    (values,) = (record["values"] for record in records if record["kind"] == "metrics")
-    assert values["clusters"] == first.counts.clusters
-    assert [record["kind"] for record in records[-3:]] == ["artifact", "artifact", "finish"]
-    job(threshold=0.4)
-    assert len(journal.read_text().splitlines()) == done + len(records)  # once

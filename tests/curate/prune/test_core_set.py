@@ -17,6 +17,7 @@ from rayface.curate.prune.keep_ratio import UnreachableKeepError
 from rayface.curate.prune.methods.herding import Herding
 from rayface.curate.prune.result import PruneResult
 from rayface.curate.prune.selection import Selector
+from tests.curate.interrupted_tracking import check_tracked_once_when_run_again
 
 pytestmark = pytest.mark.usefixtures("in_process")
 QUIET = configs.load(overrides=["tracking.enabled=false"])
@@ -148,14 +149,6 @@ def test_prune_killed_before_its_result_was_tracked_tracks_it_when_run_again(
     job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, journal = job(threshold=0.7), tmp_path / "core" / "journal" / "driver.jsonl"
-    lines = journal.read_text().splitlines()
-    done = next(n for n, line in enumerate(lines) if json.loads(line)["kind"] == "metrics")
-    journal.write_text("\n".join([*lines[:done], ""]))
     monkeypatch.setattr(module, "_run", None)  # would fail
+    check_tracked_once_when_run_again(journal, lambda: job(threshold=0.7), "faces_out", first.counts.faces_out)
     assert job(threshold=0.7).counts == first.counts
-    records = [json.loads(line) for line in journal.read_text().splitlines()[done:]]
-    (values,) = (record["values"] for record in records if record["kind"] == "metrics")
-    assert values["faces_out"] == first.counts.faces_out
-    assert [record["kind"] for record in records[-3:]] == ["artifact", "artifact", "finish"]
-    job(threshold=0.7)
-    assert len(journal.read_text().splitlines()) == done + len(records)  # once
