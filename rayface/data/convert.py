@@ -89,10 +89,7 @@ def convert(
     sources = [source] if isinstance(source, DatasetSource) else list(source)
     target = normalise(out)
     _check_sources(sources, key.replace("out", "source"))
-    if not is_local(target) and settings.shard_size > LARGEST_REMOTE:
-        raise ValueError(
-            f"shard_size {settings.shard_size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store"
-        )
+    _check_shard_size(settings.shard_size, target)
     work, faults, folder = WorkFolder(out=target), FaultLog(sources[0].root), f"{key}: {target}"
 
     def mapped(
@@ -116,6 +113,11 @@ def convert(
             sources[0].write_beside(dataset)
         delete(join(target, JOB))
         return dataset
+
+
+def _check_shard_size(size: int, target: str) -> None:
+    if not is_local(target) and size > LARGEST_REMOTE:
+        raise ValueError(f"shard_size {size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store")
 
 
 @dataclasses.dataclass(frozen=True)
