@@ -12,10 +12,12 @@ from types import SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+from ray.data._internal.execution import metadata_fetcher, streaming_executor_state
 
 from rayface import ray_internals
 from rayface.ray_internals import train
 from rayface.ray_internals.autoscaling import NodeRequest
+from rayface.ray_internals.data import schedule_promptly
 from rayface.ray_internals.tokens import protect_token
 
 PACKAGE = Path(ray_internals.__file__).parent
@@ -48,6 +50,15 @@ def test_tried_versions_are_those_that_pyproject_allows() -> None:
     assert all(requirement.specifier.contains(f"{version}.0") for version in ray_internals.TRIED_VERSIONS)
     major, minor = map(int, ray_internals.TRIED_VERSIONS[-1].split("."))
     assert not requirement.specifier.contains(f"{major}.{minor + 1}.0")
+
+
+def test_schedule_promptly_shortens_the_waits_that_ray_data_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+    monkeypatch.setattr(streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", wait)  # restored at the end
+    monkeypatch.setattr(metadata_fetcher, "_PREFETCH_ON_THREAD", True)
+    schedule_promptly()
+    assert wait > streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+    assert type(metadata_fetcher.make_metadata_fetcher()) is metadata_fetcher.InlineMetadataFetcher
 
 
 def test_node_requests_of_two_jobs_are_added_up_and_each_withdraws_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

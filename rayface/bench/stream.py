@@ -1,10 +1,9 @@
 """Benchmark of the training stream: shards to normalised batches, against the decoder alone and against webdataset."""
 
-import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,8 @@ import torch
 
 from rayface.bench.process_tree import cpu_seconds
 from rayface.bench.slow_store import slow_store
+from rayface.bench.waiting_readers import IMAGE_SIZE, TURN_IMAGES, TURN_SECONDS, WaitingSamples
+from rayface.bench.webdataset_loader import webdataset_batches
 from rayface.config import Config
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_image
@@ -24,12 +25,10 @@ from rayface.data.shards.samples import Sample
 from rayface.data.streaming.batches import train_batches
 from rayface.data.streaming.dealer import deal
 from rayface.data.streaming.sample_order import SampleOrder
-from rayface.data.streaming.shared_samples import share
+from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.progress import phase
 from rayface.session import ray_session
 from rayface.storage import DataError, is_local
-
-_STARTED_BATCHES = 2  # of a DataLoader's worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class StreamBench:
 
     Attributes:
         readers: numbers of readers, decoder threads and webdataset loader workers to measure.
+        simulated: numbers of readers to simulate, each with a CPU of its own; see waiting_readers.
         chunks: values of data.chunk_images for the comparison of a disk with an object store.
         latency: latency of the object store's responses, seconds.
         rounds: each pipeline runs once per round; results are medians.
@@ -45,6 +45,7 @@ class StreamBench:
     """
 
     readers: tuple[int, ...]
+    simulated: tuple[int, ...] = ()
     chunks: tuple[int, ...] = ()
     latency: float = 0.02
     rounds: int = 5
@@ -52,7 +53,7 @@ class StreamBench:
 
     def check(self) -> None:
         """Raise ValueError, one line, for invalid settings."""
-        for name in ("readers", "chunks"):
+        for name in ("readers", "simulated", "chunks"):
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(f"{name}: {getattr(self, name)}: must be at least 1")
         if self.rounds < 1 or self.windows < 1 or self.latency < 0:
@@ -92,8 +93,9 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
     """Measure pipelines from images to normalised batches, in alternating order, on a local Ray.
 
     For each number of readers: the decoder alone on bytes in memory, webdataset's DataLoader if installed, and the
-    training stream. Then for each of `chunks`, the stream from the disk and from a loopback object store with
-    `latency`, with the largest number of readers.
+    training stream. Then for each number of `simulated` readers their limit and the training stream. Then for each of
+    `chunks`, the stream from the disk and from a loopback object store with `latency`, with the largest number of
+    readers.
 
     Args:
         config: data and train.batch_size, as for a run.
@@ -106,15 +108,18 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
     if not all(is_local(path) for path in dataset.shard_paths()):
         raise DataError("data.train: must be on a local disk: an object store is simulated")
     found: list[RoadTimes] = []
-    total = settings.rounds * (len(settings.readers) + len(settings.chunks))
+    total = settings.rounds * (len(settings.readers) + len(settings.simulated) + len(settings.chunks))
+    cpus = max(*settings.readers, *settings.simulated) + 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a training worker with one CPU
     try:
-        with ray_session(num_cpus=max(settings.readers) + 1, exact=True), phase("measure rounds", parts=total) as done:
+        with ray_session(num_cpus=cpus, exact=True), phase("measure rounds", parts=total) as done:
             stream = _Stream(dataset, config, settings.windows)
             for readers in settings.readers:
                 roads = _roads(stream, readers)
                 found += _in_turn(roads, settings.rounds, readers, None, done.advance)
+            for readers in settings.simulated:
+                found += _in_turn(_simulated_roads(stream, readers), settings.rounds, readers, None, done.advance)
             if settings.chunks:
                 with slow_store(dataset.shard_paths(), settings.latency) as uris:
                     remote = replace(stream, dataset=_moved(dataset, uris))
@@ -153,6 +158,11 @@ def _roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
         roads["webdataset"] = lambda: stream.webdataset(readers)
     roads["stream"] = lambda: stream.stream(readers)
     return roads
+
+
+def _simulated_roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
+    limit = _Pace(readers * TURN_IMAGES / TURN_SECONDS, 0.0)
+    return {"simulated readers": lambda: limit, "stream, simulated": lambda: stream.simulated(readers)}
 
 
 def _disk_and_store(disk: "_Stream", store: "_Stream", readers: int, chunk: int) -> dict[str, _Road]:
@@ -224,51 +234,50 @@ class _Stream:
 
         The clock starts at the first batch; images decoded before it, up to a window per reader, are not counted.
         """
-        order = self.order(chunk)
+        size = self.config.data.image_size
+        return self._streamed(share(self.dataset), self.order(chunk), size, readers, self.windows)
+
+    def simulated(self, readers: int) -> _Pace:
+        """Read batches of readers that wait instead of decoding, `windows` turns of each."""
+        shared = share(self.dataset)
+        order = replace(self.order(), window_images=TURN_IMAGES)
+        samples = WaitingSamples(shared.paths, shared.columns)
+        return self._streamed(samples, order, IMAGE_SIZE, readers, self.windows * readers)
+
+    def _streamed(
+        self, samples: SharedSamples, order: SampleOrder, image_size: int, readers: int, windows: int
+    ) -> _Pace:
         dealt = deal(
-            share(self.dataset),
+            samples,
             order,
-            image_size=self.config.data.image_size,
+            image_size=image_size,
             world_size=1,
             start=0,
-            stop=(readers + self.windows) * order.window_steps,
+            stop=(readers + windows) * order.window_steps,
             readers=readers,
             reserved={"CPU": 1.0},
             early=False,
+            local=True,
         )
         batches = train_batches(dealt, 0)
         next(batches)
         with _timed() as timed:
             for batch in batches:
                 normalize(batch.images)
-        return timed(self.windows * order.window_steps * order.batch_size)
+        return timed(windows * order.window_steps * order.batch_size)
 
     def webdataset(self, workers: int) -> _Pace:
-        """Read batches with webdataset and PyTorch's DataLoader as its documentation shows it."""
-        import webdataset
-
+        """Read batches with webdataset and PyTorch's DataLoader."""
         batch_size = self.config.train.batch_size
-        images = (
-            webdataset.WebDataset(self.dataset.shard_paths(), shardshuffle=False, empty_check=False)
-            .repeat()
-            .shuffle(1000)
-            .decode("torchrgb")
-            .to_tuple("jpg;jpeg;png", "cls")
-        )
-        loader: Iterable[Any] = torch.utils.data.DataLoader(
-            images, batch_size=batch_size, num_workers=workers, multiprocessing_context="spawn"
-        )
-        batches = iter(loader)
-        for _ in range(_STARTED_BATCHES * workers + 1):
-            next(batches)
-        with _timed() as timed:
-            count = 0
-            for own, _ in itertools.islice(batches, self.windows * self.order().window_steps):
-                own.sub_(0.5).div_(0.5)
-                count += len(own)
-        pace = timed(count)
-        del batches, loader  # ends the workers
-        return pace
+        num_batches = self.windows * self.order().window_steps
+        paths = self.dataset.shard_paths()
+        with (
+            webdataset_batches(paths, batch_size=batch_size, workers=workers, num_batches=num_batches) as batches,
+            _timed() as timed,
+        ):
+            for images in batches:
+                images.sub_(0.5).div_(0.5)
+        return timed(num_batches * batch_size)
 
 
 @contextmanager

@@ -148,6 +148,12 @@ def bench_stream(
         list[int] | None,
         typer.Option("--readers", help="Number of concurrent readers; repeat for several. Default: 1 and one per CPU."),
     ] = None,
+    simulated: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--simulated", help="Number of readers to simulate, each with a CPU of its own; repeat for several."
+        ),
+    ] = None,
     chunk: Annotated[
         list[int] | None,
         typer.Option(
@@ -170,7 +176,14 @@ def bench_stream(
     from rayface.config import load
 
     counts = tuple(readers or sorted({1, machine.num_cpus()}))
-    settings = StreamBench(readers=counts, chunks=tuple(chunk or ()), latency=latency, rounds=rounds, windows=windows)
+    settings = StreamBench(
+        readers=counts,
+        simulated=tuple(simulated or ()),
+        chunks=tuple(chunk or ()),
+        latency=latency,
+        rounds=rounds,
+        windows=windows,
+    )
     found = measure(settings, load(preset, None, overrides or []))
     show_results("stream", as_dicts(found), as_table(found), json)
 

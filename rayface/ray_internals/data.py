@@ -10,11 +10,13 @@ from rayface.ray_internals import tried_versions_named
 with tried_versions_named():
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler.base_cluster_autoscaler import ClusterAutoscaler
-    from ray.data._internal.execution import streaming_executor
+    from ray.data._internal.execution import metadata_fetcher, streaming_executor, streaming_executor_state
     from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data._internal.execution.interfaces import ExecutionResources
 
-__all__ = ["ExecutionCallback", "execute_data_locally"]
+__all__ = ["ExecutionCallback", "execute_data_locally", "schedule_promptly"]
+
+_LONGEST_WAIT = 0.02  # seconds, of a round of the scheduling loop for tasks that run
 
 
 class _WholeCluster(ClusterAutoscaler):
@@ -41,6 +43,16 @@ def execute_data_locally() -> None:
     manager.register_dataset_to_stats_actor = staticmethod(_ignore)
     manager.update_execution_metrics = staticmethod(_ignore)
     streaming_executor.create_cluster_autoscaler = lambda *_args, **_options: _WholeCluster()
+
+
+def schedule_promptly() -> None:
+    """Have Ray Data's executions in this process pass on the output of each task as soon as it is there.
+
+    Its loop waits until all running tasks have output, up to 0.1 s, and as long again for their metadata, which a
+    thread fetches. With tasks of 0.3 s, 8 readers waited two thirds of their time (Ray 2.60).
+    """
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LONGEST_WAIT
+    metadata_fetcher._PREFETCH_ON_THREAD = False
 
 
 def _ignore(*_args: Any, **_options: Any) -> None:

@@ -13,11 +13,14 @@ def test_bench_stream_of_a_small_dataset_measures_every_road(tmp_path: Path) -> 
     synthesize(tmp_path / "faces", identities=8, images_per_identity=8, seed=0, image_size=32)
     values = {"data.train": str(tmp_path / "faces"), "data.window_images": 32, "train.batch_size": 16}
     config = configs.load("debug", overrides=values)
-    found = bench_stream(StreamBench(readers=(1,), chunks=(8,), latency=0.001, rounds=1, windows=2), config)
-    roads = ["decoder", "webdataset", "stream", "stream, disk", "stream, object store"]
+    settings = StreamBench(readers=(1,), simulated=(2,), chunks=(8,), latency=0.001, rounds=1, windows=2)
+    found = bench_stream(settings, config)
+    simulated = ["simulated readers", "stream, simulated"]
+    roads = ["decoder", "webdataset", "stream", *simulated, "stream, disk", "stream, object store"]
     assert [each.road for each in found] == roads
-    assert [each.ratio is None for each in found] == [True, False, False, True, False]
-    assert [each.chunk_images for each in found] == [None, None, None, 8, 8]
+    assert [each.ratio is None for each in found] == [True, False, False, True, False, True, False]
+    assert [each.readers for each in found] == [1, 1, 1, 2, 2, 1, 1]
+    assert [each.chunk_images for each in found] == [None] * 5 + [8, 8]
     assert all(each.images_per_second > 0 for each in found)
     assert [row["road"] for row in as_table(found)] == roads
 

@@ -12,6 +12,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 
 from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.shards.random_access import SampleReader
 from rayface.data.streaming import dealer, read_tasks
 from rayface.data.streaming.batches import Batch, train_batches
 from rayface.data.streaming.dealer import deal
@@ -19,7 +20,7 @@ from rayface.data.streaming.fault_counter import FaultCounter
 from rayface.data.streaming.label_groups import group_by_label
 from rayface.data.streaming.pair_order import PairOrder
 from rayface.data.streaming.sample_order import SampleOrder
-from rayface.data.streaming.shared_samples import share
+from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.storage import DataError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -63,6 +64,32 @@ def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, m
         assert np.array_equal(labels, dataset.index.label[ids])
         assert {part.images.shape[1:] for part in parts} == {(56, 56, 3)}
         assert [part.rows.stop for part in parts][-1] == order.batch_size
+
+
+def test_stream_whose_ranks_hold_all_their_turns_still_has_every_reader_at_work(drawn, tmp_path, monkeypatch):
+    class MarkedReader(SampleReader):
+        def read(self, index):
+            (tmp_path / str(time.monotonic_ns())).touch()
+            return super().read(index)
+
+    class MarkedSamples(SharedSamples):
+        def reader(self):
+            return MarkedReader(super().reader()[0].shards), self.get()[1], None
+
+    monkeypatch.setattr(dealer, "_BLOCK_IMAGES", 1)
+    dataset = open_dataset(drawn)
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=12)
+    shared = share(dataset)
+    samples = MarkedSamples(shared.paths, shared.columns)
+    options = {"image_size": 56, "world_size": 1, "reserved": {}, "early": False, "local": True}
+    dealt = deal(samples, order, start=0, stop=20, readers=3, **options)
+    batches = train_batches(dealt, 0)
+    next(batches)  # holds a turn, two are requested ahead
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 3 + 3:
+        assert time.monotonic() < deadline, len(list(tmp_path.iterdir()))
+        time.sleep(0.05)
+    assert len(list(batches)) == 19
 
 
 def test_stream_has_a_process_for_its_first_reader_before_a_rank_asks(drawn, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.scheduling_rest import SchedulingRest
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.data.streaming.windows import error_block, read_windows
-from rayface.ray_internals.data import execute_data_locally
+from rayface.ray_internals.data import execute_data_locally, schedule_promptly
 from rayface.storage import DataError, StorageError
 
 # A block costs Ray Data's loop 3 to 4 ms whatever its size.
@@ -164,6 +164,7 @@ class Dealer:
             ray.actor.exit_actor()
 
     def _run(self) -> None:
+        schedule_promptly()
         if self._stream.local:
             execute_data_locally()
         try:
@@ -277,17 +278,17 @@ def _read(
 
 
 def _read_ahead_bytes(stream: Stream, turns: Sequence[range], tasks: int) -> int:
-    """Return the size of a turn for each task and of one that waits for the ranks.
+    """Return the size of a turn for each task, of the one that is trained and of those that ranks requested ahead.
 
-    By default Ray Data reads ahead until a quarter of the machine's memory is full. Where readers share the CPUs with
-    training, that takes their time from the first hundreds of steps.
+    With less, tasks wait for the ranks: Ray Data counts a block as long as any process holds it. By default it reads
+    ahead until a quarter of the machine's memory is full. Where readers share the CPUs with training, that takes their
+    time from the first hundreds of steps.
     """
     images = len(turns[0]) * stream.order.window_steps * stream.order.images_per_step
-    return (tasks + 1) * images * 3 * stream.image_size**2
+    return (tasks + 1 + stream.turns_ahead) * images * 3 * stream.image_size**2
 
 
 @lru_cache(maxsize=1)
 def _opened(samples: SharedSamples) -> tuple[SampleReader, SampleIndex, LabelGroups | None]:
     """Cache per process: reader, index and groups, kept between tasks of a stream."""
-    shards, index = samples.get()
-    return SampleReader(shards), index, samples.groups()
+    return samples.reader()

@@ -8,6 +8,7 @@ import ray
 
 from rayface.data.dataset import Dataset
 from rayface.data.index import SOURCE_LABEL, to_index
+from rayface.data.shards.random_access import SampleReader
 from rayface.data.shards.samples import SampleIndex
 from rayface.data.streaming.label_groups import LabelGroups, group_by_label
 
@@ -31,6 +32,11 @@ class SharedSamples:
     def groups(self) -> LabelGroups | None:
         """Return the images of each identity, views of this node's object store; None if they were not shared."""
         return None if self.grouped is None else ray.get(self.grouped)
+
+    def reader(self) -> tuple[SampleReader, SampleIndex, LabelGroups | None]:
+        """Return a reader of the shards, index and groups for a read task."""
+        shards, index = self.get()
+        return SampleReader(shards), index, self.groups()
 
 
 def share(dataset: Dataset, *, grouped: bool = False) -> SharedSamples:

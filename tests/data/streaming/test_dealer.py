@@ -165,7 +165,7 @@ def test_rounds_without_progress_last_longer_each_time_unless_the_loop_waited_it
     assert slept[-1] == 0.05
 
 
-def test_read_ahead_of_any_tasks_is_a_turn_each_and_one_more() -> None:
-    settings = stream(image_size=6)
+def test_read_ahead_of_any_tasks_is_a_turn_each_and_those_that_ranks_hold() -> None:
+    settings = stream(image_size=6, turns_ahead=2)
     turns = next(_executions(settings, 1))
-    assert _read_ahead_bytes(settings, turns, tasks=2) == 3 * (2 * 4) * (6 * 6 * 3)
+    assert _read_ahead_bytes(settings, turns, tasks=2) == (2 + 1 + 2) * (2 * 4) * (6 * 6 * 3)
