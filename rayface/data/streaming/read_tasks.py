@@ -14,7 +14,7 @@ def read_tasks(readers: int, reserved_cpus: float) -> tuple[int, float]:
         reserved_cpus: what all trainings hold.
     """
     free = int(ray.cluster_resources().get("CPU", 1) - reserved_cpus)
-    # Between two tasks a reader waits for Ray Data's loop, 30 ms and more; a second task per CPU fills the gap.
+    # Between two tasks a reader waits for Ray Data's loop, 10 to 40 ms; a second task per CPU fills the gap.
     return readers or 2 * max(1, free), 0.5 if free >= 1 else 0.0
 
 
