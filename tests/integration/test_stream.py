@@ -1,6 +1,8 @@
 """The stream on a real Ray Data: every rank gets its rows of the order's batches, corrupt images are counted."""
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +92,31 @@ def test_stream_whose_ranks_hold_all_their_turns_still_has_every_reader_at_work(
         assert time.monotonic() < deadline, len(list(tmp_path.iterdir()))
         time.sleep(0.05)
     assert len(list(batches)) == 19
+
+
+def test_stream_whose_reader_is_killed_reads_its_turn_again(drawn, tmp_path, monkeypatch):
+    class MortalReader(SampleReader):
+        def read(self, index):
+            if len(os.listdir(tmp_path)) >= 3 and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            (tmp_path / str(time.monotonic_ns())).touch()
+            return super().read(index)
+
+    class MortalSamples(SharedSamples):
+        def reader(self):
+            return MortalReader(super().reader()[0].shards), self.get()[1], None
+
+    monkeypatch.setattr(dealer, "_BLOCK_IMAGES", 1)
+    dataset = open_dataset(drawn)
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=12)
+    shared = share(dataset)
+    samples = MortalSamples(shared.paths, shared.columns)
+    options = {"image_size": 56, "world_size": 1, "reserved": {}, "early": False}
+    dealt = deal(samples, order, start=0, stop=12, readers=2, **options)
+    labels = [batch.labels.tolist() for batch in train_batches(dealt, 0)]
+    assert labels == [dataset.index.label[order.batch(step)].tolist() for step in range(12)]
+    assert (tmp_path / "killed").exists()
 
 
 def test_stream_has_a_process_for_its_first_reader_before_a_rank_asks(drawn, tmp_path, monkeypatch):
