@@ -1,18 +1,14 @@
 """Benchmark of the training stream: shards to normalised batches, against the decoder alone and against webdataset."""
 
-import os
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
-from rayface.bench.process_tree import cpu_seconds
+from rayface.bench.pace import Pace, timed_pace
 from rayface.bench.slow_store import slow_store
 from rayface.bench.waiting_readers import IMAGE_SIZE, TURN_IMAGES, TURN_SECONDS, WaitingSamples
 from rayface.bench.webdataset_loader import webdataset_batches
@@ -51,6 +47,11 @@ class StreamBench:
     rounds: int = 5
     windows: int = 12
 
+    @property
+    def most_readers(self) -> int:
+        """Largest number of concurrent readers."""
+        return max((*self.readers, *self.simulated))
+
     def check(self) -> None:
         """Raise ValueError, one line, for invalid settings."""
         for name in ("readers", "simulated", "chunks"):
@@ -80,13 +81,7 @@ class RoadTimes:
     ratio: float | None
 
 
-@dataclass(frozen=True)
-class _Pace:
-    images_per_second: float
-    cpu_microseconds: float
-
-
-_Road = Callable[[], _Pace]
+_Road = Callable[[], Pace]
 
 
 def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
@@ -109,11 +104,10 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
         raise DataError("data.train: must be on a local disk: an object store is simulated")
     found: list[RoadTimes] = []
     total = settings.rounds * (len(settings.readers) + len(settings.simulated) + len(settings.chunks))
-    cpus = max(*settings.readers, *settings.simulated) + 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a training worker with one CPU
     try:
-        with ray_session(num_cpus=cpus, exact=True), phase("measure rounds", parts=total) as done:
+        with ray_session(num_cpus=settings.most_readers + 1, exact=True), phase("measure rounds", parts=total) as done:
             stream = _Stream(dataset, config, settings.windows)
             for readers in settings.readers:
                 roads = _roads(stream, readers)
@@ -146,7 +140,7 @@ def as_table(results: Sequence[RoadTimes]) -> list[dict[str, str]]:
     ]
 
 
-def as_dicts(results: Sequence[RoadTimes]) -> list[dict[str, Any]]:
+def as_dicts(results: Sequence[RoadTimes]) -> list[dict[str, object]]:
     """Return the values by name, for --json."""
     return [asdict(each) for each in results]
 
@@ -161,7 +155,7 @@ def _roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
 
 
 def _simulated_roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
-    limit = _Pace(readers * TURN_IMAGES / TURN_SECONDS, 0.0)
+    limit = Pace(readers * TURN_IMAGES / TURN_SECONDS, 0.0)
     return {"simulated readers": lambda: limit, "stream, simulated": lambda: stream.simulated(readers)}
 
 
@@ -176,7 +170,7 @@ def _in_turn(
     roads: dict[str, _Road], rounds: int, readers: int, chunk: int | None, advance: Callable[[], None]
 ) -> list[RoadTimes]:
     """Run every pipeline once per round, in reverse order in every other round."""
-    paces: dict[str, list[_Pace]] = {name: [] for name in roads}
+    paces: dict[str, list[Pace]] = {name: [] for name in roads}
     for number in range(rounds):
         for name in list(roads)[:: -1 if number % 2 else 1]:
             paces[name].append(roads[name]())
@@ -215,7 +209,7 @@ class _Stream:
             window_images=self.config.data.window_images,
         )
 
-    def decoder(self, threads: int) -> _Pace:
+    def decoder(self, threads: int) -> Pace:
         """Decode the images of a window repeatedly, from memory."""
         samples = read_samples(self.dataset.shard_paths(), self.dataset.index.select(self.order().window(0).ravel()))
         images = [sample.jpeg for sample in samples if isinstance(sample, Sample)]
@@ -224,12 +218,12 @@ class _Stream:
             for image in part:
                 decode_image(image, self.config.data.image_size)
 
-        with ThreadPoolExecutor(threads) as pool, _timed() as timed:
+        with ThreadPoolExecutor(threads) as pool, timed_pace() as timed:
             for _ in range(self.windows):
                 list(pool.map(decode, [images[first::threads] for first in range(threads)]))
         return timed(self.windows * len(images))
 
-    def stream(self, readers: int, chunk: int | None = None) -> _Pace:
+    def stream(self, readers: int, chunk: int | None = None) -> Pace:
         """Read batches like a training worker.
 
         The clock starts at the first batch; images decoded before it, up to a window per reader, are not counted.
@@ -237,7 +231,7 @@ class _Stream:
         size = self.config.data.image_size
         return self._streamed(share(self.dataset), self.order(chunk), size, readers, self.windows)
 
-    def simulated(self, readers: int) -> _Pace:
+    def simulated(self, readers: int) -> Pace:
         """Read batches of readers that wait instead of decoding, `windows` turns of each."""
         shared = share(self.dataset)
         order = replace(self.order(), window_images=TURN_IMAGES)
@@ -246,7 +240,7 @@ class _Stream:
 
     def _streamed(
         self, samples: SharedSamples, order: SampleOrder, image_size: int, readers: int, windows: int
-    ) -> _Pace:
+    ) -> Pace:
         dealt = deal(
             samples,
             order,
@@ -261,37 +255,23 @@ class _Stream:
         )
         batches = train_batches(dealt, 0)
         next(batches)
-        with _timed() as timed:
+        with timed_pace() as timed:
             for batch in batches:
                 normalize(batch.images)
         return timed(windows * order.window_steps * order.batch_size)
 
-    def webdataset(self, workers: int) -> _Pace:
+    def webdataset(self, workers: int) -> Pace:
         """Read batches with webdataset and PyTorch's DataLoader."""
         batch_size = self.config.train.batch_size
         num_batches = self.windows * self.order().window_steps
         paths = self.dataset.shard_paths()
         with (
             webdataset_batches(paths, batch_size=batch_size, workers=workers, num_batches=num_batches) as batches,
-            _timed() as timed,
+            timed_pace() as timed,
         ):
             for images in batches:
                 images.sub_(0.5).div_(0.5)
         return timed(num_batches * batch_size)
-
-
-@contextmanager
-def _timed() -> Iterator[Callable[[int], _Pace]]:
-    """Measure time and CPU time inside the context, of this process and its children."""
-    marks = [(time.perf_counter(), cpu_seconds(os.getpid()))]
-    yield lambda images: _Pace(
-        images / (marks[1][0] - marks[0][0]), sum(_used(marks[0][1], marks[1][1])) / images * 1e6
-    )
-    marks.append((time.perf_counter(), cpu_seconds(os.getpid())))
-
-
-def _used(before: dict[int, float], after: dict[int, float]) -> Iterator[float]:
-    return (seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
 def _moved(dataset: Dataset, uris: Sequence[str]) -> Dataset:

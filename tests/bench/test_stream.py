@@ -25,6 +25,13 @@ def test_bench_stream_of_a_small_dataset_measures_every_road(tmp_path: Path) -> 
     assert [row["road"] for row in as_table(found)] == roads
 
 
+@pytest.mark.parametrize(("readers", "simulated", "most"), [((1,), (), 1), ((1, 2), (), 2), ((2,), (8, 4), 8)])
+def test_bench_stream_has_cpus_for_the_most_readers(
+    readers: tuple[int, ...], simulated: tuple[int, ...], most: int
+) -> None:
+    assert StreamBench(readers=readers, simulated=simulated).most_readers == most
+
+
 def test_bench_stream_of_impossible_numbers_raises_one_line() -> None:
     with pytest.raises(ValueError, match=r"readers: \(0,\): must be at least 1"):
         bench_stream(StreamBench(readers=(0,)), configs.load("debug"))
