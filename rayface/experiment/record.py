@@ -20,15 +20,21 @@ _VERSION = 3  # models by their weights; version 2 had them by model.json, 1 set
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """A finished stage: settings and inputs that decided its result, fingerprint and content of the result."""
+class Started:
+    """A started stage: settings and inputs that decide its result."""
 
     verb: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     inputs: dict[str, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Started):
+    """A finished stage: also fingerprint and content of its result."""
+
     mark: str
     seconds: float
-    result: dict[str, Any]
+    result: dict[str, object]
 
 
 class Record:
@@ -40,7 +46,8 @@ class Record:
             tree = json.loads(self._path.read_text())
             stages = tree["stages"] if "version" in tree else upgraded(tree["stages"])
             stages = stages if tree.get("version") == _VERSION else by_weights(stages)
-            self._stages: dict[str, dict[str, Any]] = {**stages}
+            kinds = {name: Done if "mark" in stage else Started for name, stage in stages.items()}
+            self._stages = {name: kinds[name](**stage) for name, stage in stages.items()}
         except FileNotFoundError:
             self._stages = {}
         except DataError:  # the object store refuses it
@@ -51,34 +58,36 @@ class Record:
     def begun(self, name: str) -> bool:
         return name in self._stages
 
-    def settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> dict[str, object]:
         """Return the settings with which a stage was last started; empty if it never was."""
-        return dict(self._stages[name]["settings"]) if self.begun(name) else {}
+        return dict(self._stages[name].settings) if self.begun(name) else {}
 
     def inputs(self, name: str) -> dict[str, str | None]:
         """Return the inputs with which a stage was last started; empty if it never was."""
-        return dict(self._stages[name]["inputs"]) if self.begun(name) else {}
+        return dict(self._stages[name].inputs) if self.begun(name) else {}
 
     def finished(self, name: str) -> Done | None:
-        entry = self._stages.get(name)
-        return Done(**entry) if entry and "mark" in entry else None
+        stage = self._stages.get(name)
+        return stage if isinstance(stage, Done) else None
 
-    def begin(self, name: str, *, verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str | None]) -> None:
-        self._stages[name] = {"verb": verb, "settings": dict(settings), "inputs": dict(inputs)}
+    def begin(self, name: str, *, verb: str, settings: Mapping[str, object], inputs: Mapping[str, str | None]) -> None:
+        self._stages[name] = Started(verb=verb, settings=dict(settings), inputs=dict(inputs))
         self._save()
 
-    def ended(self, name: str, *, mark: str, seconds: float, result: Mapping[str, Any]) -> Done | None:
+    def ended(self, name: str, *, mark: str, seconds: float, result: Mapping[str, object]) -> Done | None:
         """Return the record of a started stage whose end was not recorded; None if it was not started."""
-        return Done(**self._stages[name], mark=mark, seconds=seconds, result=dict(result)) if self.begun(name) else None
+        stage = self._stages.get(name)
+        return None if stage is None else Done(**vars(stage), mark=mark, seconds=seconds, result=dict(result))
 
-    def finish(self, name: str, *, mark: str, seconds: float, result: Mapping[str, Any]) -> Done:
-        done = Done(**self._stages[name], mark=mark, seconds=seconds, result=dict(result))
-        self._stages[name] = asdict(done)
+    def finish(self, name: str, *, mark: str, seconds: float, result: Mapping[str, object]) -> Done:
+        done = Done(**vars(self._stages[name]), mark=mark, seconds=seconds, result=dict(result))
+        self._stages[name] = done
         self._save()
         return done
 
     def _save(self) -> None:
-        write_json(self._path, {"version": _VERSION, "stages": self._stages})
+        stages = {name: asdict(stage) for name, stage in self._stages.items()}
+        write_json(self._path, {"version": _VERSION, "stages": stages})
 
 
 def upgraded(stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def by_weights(stages: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parsed(key: str, value: Any) -> Any:
+def _parsed(key: str, value: object) -> Any:
     """Return a value parsed as the type of its config key; references and unknown keys are returned unchanged."""
     if key not in configs.flat(Config()) or "${" in json.dumps(value) or value is None:
         return value
@@ -128,10 +137,10 @@ def _parsed(key: str, value: Any) -> Any:
     return masked(json.loads(json.dumps(configs.value_of(configs.to_dict(read), key))))
 
 
-def brief(result: Mapping[str, Any]) -> dict[str, Any]:
+def brief(result: Mapping[str, object]) -> dict[str, object]:
     """Return the numbers and texts of a verb's result, without lists and config."""
 
-    def plain(value: Any) -> bool:
+    def plain(value: object) -> bool:
         return value is None or isinstance(value, bool | int | float | str)
 
     kept = {key: value for key, value in result.items() if key != "config"}

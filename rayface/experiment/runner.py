@@ -44,7 +44,7 @@ class Prepared:
     stage: Stage
     folder: AnyPath
     config: Config
-    settings: dict[str, Any]
+    settings: dict[str, object]
     inputs: dict[str, str]
 
     @property
@@ -74,7 +74,7 @@ class StageResult:
     output: str
     skipped: bool
     seconds: float
-    result: dict[str, Any]
+    result: dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class ExperimentResult:
     seconds: float
     stages: tuple[StageResult, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, as JSON types."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
 

@@ -89,7 +89,7 @@ def load(file: Path, overrides: Sequence[str]) -> Experiment:
     return Experiment(name=file.stem, output=output, stages=tuple(stages))
 
 
-def _stage(entry: Any, where: str, shared: Mapping[str, Any], given: Mapping[str, Any]) -> Stage:
+def _stage(entry: object, where: str, shared: Mapping[str, object], given: Mapping[str, object]) -> Stage:
     tree = _mapping(entry, where)
     _known(tree, ("name", *STAGES), where)
     verbs = [key for key in tree if key != "name"]
@@ -133,7 +133,7 @@ def _key_of(written: str, verb: str, where: str) -> str:
     return _unknown(written, {*stage.flags, *own}, f"{where}: {verb}")
 
 
-def _with_lists(keys: Mapping[str, Any]) -> Tree:
+def _with_lists(keys: Mapping[str, object]) -> Tree:
     """Parse texts of several datasets into lists before references are replaced by paths, which may hold commas."""
     texts = {
         key: value
@@ -163,7 +163,7 @@ def _check_references(stage: Stage, earlier: Sequence[Stage], file: Path) -> Non
                 raise ValueError(f"{where}: produces {what}: must be a stage that produces {wanted}")
 
 
-def _names(value: Any) -> Iterator[str]:
+def _names(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield from _REFERENCE.findall(value)
     elif isinstance(value, list | Mapping):
@@ -171,7 +171,7 @@ def _names(value: Any) -> Iterator[str]:
             yield from _names(part)
 
 
-def _filled(value: Any, paths: Mapping[str, str]) -> Any:
+def _filled(value: object, paths: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         if inside := re.fullmatch(rf"{_REFERENCE.pattern}/(.+)", value):  # the query of a URI stays last
             return join(paths[inside[1]], inside[2])
@@ -181,13 +181,13 @@ def _filled(value: Any, paths: Mapping[str, str]) -> Any:
     return [_filled(part, paths) for part in value] if isinstance(value, list) else value
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: {shown(value)}: must be keys and values")
     return value
 
 
-def _known(tree: Mapping[str, Any], known: Collection[str], where: str) -> None:
+def _known(tree: Mapping[str, object], known: Collection[str], where: str) -> None:
     for key in tree:
         if key not in known:
             _unknown(str(key), known, where)

@@ -13,7 +13,7 @@ from rayface.stages import STAGES
 from rayface.stages.settings import changed_keys
 
 
-@pytest.mark.parametrize("text", ["[]", '{"stages": []}', "{}", "{"])
+@pytest.mark.parametrize("text", ["[]", '{"stages": []}', "{}", "{", '{"version": 3, "stages": {"a": {}}}'])
 def test_record_that_is_no_record_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "experiment.json").write_text(text)
     with pytest.raises(ValueError, match=r"experiment.json: cannot be read: .*delete it"):
