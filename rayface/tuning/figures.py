@@ -31,7 +31,7 @@ _BLUES = ("#9ecae1", "#4292c6", "#08306b")
 _SCALE = [[k / 2, colour] for k, colour in enumerate(_BLUES)]
 
 
-def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
+def draw(study: optuna.Study, spec: Spec) -> list[dict[str, object]]:
     """Return the figures of the page: caption, width, minimum pixels, and HTML that needs `script()` before it."""
     first = _by_first_objective(study)
     complete = _complete(first)
@@ -209,7 +209,7 @@ def _plotly_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> go.Figure
     return figure
 
 
-def _two_lines(labels: list[str]) -> dict[str, Any]:
+def _two_lines(labels: list[str]) -> dict[str, object]:
     """Return ticks whose ranges take two short lines."""
     texts = [label.replace(" to ", "<br>to ") for label in labels]
     return {"tickvals": labels, "ticktext": texts, "tickangle": 0, "tickfont": {"size": 10}}

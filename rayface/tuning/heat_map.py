@@ -71,5 +71,5 @@ def _nearest(values: tuple[Any, ...], value: Any) -> int:
     return int(np.argmin([abs(float(other) - float(value)) for other in values]))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -56,7 +56,7 @@ class SweepResult:
     tracked: Tracked | None = None
     """Tracking of the sweep that has just run; not part of result.json."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, as in result.json and --json."""
         values = {name: value for name, value in vars(self).items() if name not in ("best", "rows", "tracked")}
         values |= self.tracked.as_dict() if self.tracked else {}
@@ -125,7 +125,7 @@ def _best(trial: FrozenTrial, metrics: Sequence[str], sweep: SweepDirectory) -> 
     )
 
 
-def _values(trial: FrozenTrial, metrics: Sequence[str]) -> dict[str, Any]:
+def _values(trial: FrozenTrial, metrics: Sequence[str]) -> dict[str, object]:
     own = {
         "trial": trial.number,
         "state": trial.state.name.lower(),
@@ -155,7 +155,7 @@ def _table(result: SweepResult) -> list[tuple[str, str]]:
 
 def _row(
     trial: FrozenTrial, spec: Spec, facts: list[str], best: set[int], differences: Mapping[int, Difference]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     values: Sequence[float] = trial.values or []
     cells = [str(trial.number), trial.state.name.lower()]
     cells += [_text(values[k]) if k < len(values) else "-" for k in range(len(spec.objectives))]
@@ -172,7 +172,7 @@ def _difference(found: Difference) -> str:
     return f"{found.value:+.2%} [{low:+.2%}, {high:+.2%}], p {found.p_value:.2g}"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -91,7 +91,7 @@ def _is_not_stored(override: str) -> bool:
     return override.startswith(("sweep.output=", _SESSION)) or mask(override) != override
 
 
-def _edited(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _edited(then: Mapping[str, object], now: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:
     """Return the keys that differ; a config key in only one of them is of another version of rayface."""
     differing = _differing(then, now)
     return {key: both for key, both in differing.items() if (key in then and key in now) or key.startswith("search.")}
@@ -138,7 +138,7 @@ def _is_own_copy(file: Path, folder: AnyPath) -> bool:
     return file.read_bytes() == (folder / SPEC).read_bytes()
 
 
-def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _differing(then: Mapping[str, object], now: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:
     keys = [*now, *(key for key in then if key not in now)]
     return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
 
@@ -147,6 +147,6 @@ def _listed(edited: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} {_short(now)} (was {_short(then)})" for key, (then, now) in edited.items())
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = to_text(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -70,7 +70,7 @@ class StudySearch(Searcher):
         for trial in list(self._trials.values()):  # Ray Tune's thread adds and removes trials meanwhile
             self._ask_to_stop(trial.number)
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, config: object, **spec: object) -> bool:
         return True  # the study holds metric, mode and space
 
     def save(self, checkpoint_path: str) -> None:
@@ -79,11 +79,11 @@ class StudySearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         pass
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return no state: Ray Tune writes its searcher to disk, and the study's URI may hold a password."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         if self._stopped or self.lost or time.monotonic() > self._deadline or not self.remaining:
             return Searcher.FINISHED
         if self._sweep.is_lost():  # another driver goes on with the trials
@@ -120,8 +120,8 @@ class StudySearch(Searcher):
         state = result.get("state")
         run = self._sweep.run(trial.number)
         seconds = result["seconds"] if "seconds" in result else run.seconds()
-        facts: dict[str, Any] = {"run": str(run), "seconds": seconds}
         values: list[float] = []
+        reason: str | None = None
         if state == "LOST":  # a resume of the sweep continues it from its last checkpoint
             self.lost = self.lost or f"trial {trial.number}: {result['reason']}"
             return
@@ -133,11 +133,11 @@ class StudySearch(Searcher):
             ending = TrialState.FAIL
             if self._stopped:
                 return
-            facts["reason"] = result.get("reason", _KILLED)
-        reason = facts.get("reason")
+            reason = result.get("reason", _KILLED)
         self._endings.append(reason and reason.replace(str(run), "its run"))
-        for key, value in facts.items():
-            trial.set_user_attr(key, value)
+        for key, value in {"run": str(run), "seconds": seconds, "reason": reason}.items():
+            if value is not None:
+                trial.set_user_attr(key, value)
         self._study.tell(trial, values or None, state=ending)
         self._sweep.store_study(required=False)
         self._ended(self._study.get_trials(deepcopy=False)[trial.number])

@@ -70,7 +70,7 @@ class SweepConfig:
     """Sweep directory: a path on a disk that all nodes share, or a URI. Unset: the next free sweeps/NAME-001."""
 
 
-def _parameter(value: Any) -> Any:
+def _parameter(value: object) -> Any:
     return {"choices": value} if isinstance(value, list) else value
 
 
@@ -198,7 +198,7 @@ def _value(key: str, value: Scalar, base: Config) -> Scalar:
     return found
 
 
-def _build(tree: Mapping[str, Any], file: Path) -> Spec:
+def _build(tree: Mapping[str, object], file: Path) -> Spec:
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rayface import config as configs
 from rayface import tracking
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 def tune(
     file: str | Path,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: Sequence[str] | Mapping[str, object] = (),
     *,
     preset: str | None = None,
     resume: Resume = False,

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rayface import elapsed
 from rayface.config import Config
@@ -186,7 +186,7 @@ class SweepDirectory(RunStore):
             write_text(path, f"{self.name}-{uuid.uuid4().hex[:12]}")
         return path.read_text()
 
-    def write_results(self, result: Mapping[str, Any], page: str) -> None:
+    def write_results(self, result: Mapping[str, object], page: str) -> None:
         """Write the report and the result."""
         write_text(self.report, page)
         write_json(self.path / _RESULT, result)

@@ -99,7 +99,7 @@ def _pruned(config: Config, core_set: AnyPath) -> tuple[Config, _Pruning]:
     return configs.with_overrides(config, {"data.train": out}), _Pruning(core_set, facts)
 
 
-def _trained(config: Config, watch: str | None, pruning: _Pruning | None, **options: Any) -> Mapping[str, Any]:
+def _trained(config: Config, watch: str | None, pruning: _Pruning | None, **options: object) -> Mapping[str, Any]:
     with shown_on(_TrialDisplay(watch, pruning)):
         return train_or_resume(config, **options)
 
