@@ -65,7 +65,7 @@ class Comparison:
             write_bytes(join(normalise(out), name), table.to_csv(index=False).encode())
 
 
-def _without_formula(value: Any) -> Any:
+def _without_formula(value: object) -> Any:
     """Return a cell that a spreadsheet shows as it is: names of images may come from outside."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 

@@ -1,7 +1,7 @@
 """Registry of evaluation protocols by name; a plugin adds to PROTOCOLS."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from rayface.config import EvaluateConfig
 from rayface.evaluation.all_vs_all_protocol import AllVsAllProtocol, AllVsAllSettings
@@ -21,7 +21,7 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
 BUILT_IN = tuple(PROTOCOLS)
 
 
-def configured_protocols(evaluate: EvaluateConfig) -> dict[str, Any]:
+def configured_protocols(evaluate: EvaluateConfig) -> dict[str, object]:
     """Return the settings of each protocol to measure by, by name.
 
     These are evaluate.protocols, or all built-in ones whose inputs are set. The first one's main figure selects the

@@ -82,7 +82,8 @@ def _listings(name: str, own: Mapping[str, Any]) -> list[Listing]:
     found = []
     if own.get("tar_at_far"):
         caption = "Accepted is a cosine above the threshold. Chance: a TAR equal to the FAR."
-        found.append(Listing(title=f"{name}: TAR at FAR", caption=caption, **_rates(own)))
+        columns, rows = _rates(own)
+        found.append(Listing(title=f"{name}: TAR at FAR", caption=caption, columns=columns, rows=rows))
     for column, groups in own.get("groups", {}).items():
         fars = list(own["tar_at_far"])
         rows = [[group, *(_percent(rates["tar_at_far"].get(far)) for far in fars)] for group, rates in groups.items()]
@@ -111,7 +112,7 @@ def _with_intervals(own: Mapping[str, Any], figure: str) -> list[str]:
     ]
 
 
-def _rates(own: Mapping[str, Any]) -> dict[str, Any]:
+def _rates(own: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of the rates by FAR."""
     intervals, thresholds = own.get("tar_at_far_interval", {}), own.get("threshold_at_far", {})
     rows = []
@@ -120,7 +121,7 @@ def _rates(own: Mapping[str, Any]) -> dict[str, Any]:
         row = [far, _percent(tar), "-" if threshold is None else f"{threshold:.4f}"]
         rows.append([*row, _range(intervals[far])] if far in intervals else row)
     columns = ["FAR", "TAR", "threshold"]
-    return {"columns": [*columns, "95% interval"] if intervals else columns, "rows": rows}
+    return [*columns, "95% interval"] if intervals else columns, rows
 
 
 def _percent(value: float | None) -> str:

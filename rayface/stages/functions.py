@@ -116,7 +116,7 @@ def export_model(config: Config, resume: bool) -> Result:
     given = config.export
     if given.onnx is None and given.hub is None:
         raise ValueError("export.onnx, export.hub: neither is set: give --onnx FILE.onnx, --hub DIR, or both")
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     with ExitStack() as outputs:  # what cannot be written is refused before the work
         hub = None if given.hub is None else outputs.enter_context(staged_folder(given.hub, "export.hub"))
         folder, name = split(given.onnx or "")

@@ -7,7 +7,7 @@ _FORMER_DEFAULT = ("head.compute_dtype", "fp32", "auto")  # key, default of earl
 _SET_BY_FORMER_PRESETS = ("head.margin_value", "head.scale")  # to their defaults
 
 
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_keys(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Return the keys whose values differ; keys in only one of them are of another version of rayface.
 
     An unset head.margin_value or head.scale equals the default that it resolves to.
@@ -15,7 +15,7 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return [key for key in now if key in before and _differs(key, before, now)]
 
 
-def changed_key(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def changed_key(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
     """Return the first of the changed keys; see `changed_keys`."""
     return next(iter(changed_keys(before, now)), None)
 

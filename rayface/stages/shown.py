@@ -29,14 +29,14 @@ def shown_embeddings(result: Result) -> Result:
 
 def shown_core_set(result: Result) -> Result:
     """Return the values with a row for each baseline."""
-    shown: dict[str, Any] = {}
+    shown: dict[str, object] = {}
     for name, value in result.items():
         if name == "baselines":
             shown |= {f"baseline {method}": _selection(figures) for method, figures in value.items()}
+        elif name == "dataset":
+            shown[name] = {part.replace("_", " "): count for part, count in value.items()}
         elif name not in ("out", "config", "created_by"):
             shown[_LABELS.get(name, name)] = value
-    if dataset := shown.get("dataset"):
-        shown["dataset"] = {name.replace("_", " "): count for name, count in dataset.items()}
     return shown
 
 
@@ -60,7 +60,7 @@ def shown_run(result: Result) -> Result:
 
 def shown_evaluation(result: Result) -> Result:
     """Return the figures of every protocol, with words for those that are not measured."""
-    shown: dict[str, Any] = {name: value for name, value in result.items() if isinstance(value, str)}
+    shown: dict[str, object] = {name: value for name, value in result.items() if isinstance(value, str)}
     several = len(result["protocols"]) > 1
     for protocol, figures in result["protocols"].items():
         reasons = figures.get("not_measured", {})
@@ -79,9 +79,9 @@ def shown_evaluation(result: Result) -> Result:
     return shown
 
 
-def _worded(figures: Mapping[str, Any]) -> dict[str, Any]:
+def _worded(figures: Mapping[str, Any]) -> dict[str, object]:
     """Return a row for each figure: shares in percent, with its interval, and words for what is not measured."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in figures.items():
         interval = figures.get(f"{name.removesuffix('_mean')}_interval")
         if name.endswith("_interval") or (name == "accuracy_std" and figures.get("accuracy_mean") is not None):

@@ -66,7 +66,7 @@ class StageType:
         require_keys(config, *self.required)
         return self.function(config, resume)
 
-    def settings(self, config: Config) -> dict[str, Any]:
+    def settings(self, config: Config) -> dict[str, object]:
         """Return the settings that decide the output, by config key."""
         groups = self.decisive
         if self.output == "prune.out" and config.prune.proxy_fraction is not None:
