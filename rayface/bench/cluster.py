@@ -78,7 +78,7 @@ class ClusterTimes:
     marks: tuple[ClusterMark, ...]
     projected_hours_42m: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 

@@ -42,7 +42,7 @@ class EmbedTimes:
     ratios: list[float]
     """The ratio in each round."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, for --json."""
         return asdict(self)
 

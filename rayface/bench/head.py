@@ -5,7 +5,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +96,7 @@ class HeadResult:
     times: HeadTimes
     straightforward: PlainTimes | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return settings and measurements by name, for --json."""
         plain = self.straightforward
         return {**asdict(self.settings), **asdict(self.times), "straightforward": plain and asdict(plain)}

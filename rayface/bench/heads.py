@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +96,7 @@ def bench_heads(settings: HeadsBench, classes: Sequence[int]) -> list[HeadCost]:
     return found
 
 
-def as_dicts(found: Sequence[HeadCost]) -> list[dict[str, Any]]:
+def as_dicts(found: Sequence[HeadCost]) -> list[dict[str, object]]:
     """Return the measurements by name, for --json."""
     return [asdict(cost) for cost in found]
 

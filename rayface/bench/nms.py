@@ -98,7 +98,7 @@ class NmsResult:
         """Hours for WebFace42M on 64 cores at this rate per thread, without reading and shuffling."""
         return WEBFACE42M_FACES / (self.faces_per_second / self.settings.threads * _CORES) / 3600
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return settings and measurements by name, for --json."""
         settings = {name: value for name, value in asdict(self.settings).items() if name in _SHOWN_SETTINGS}
         rates = {

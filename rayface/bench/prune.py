@@ -103,7 +103,7 @@ class PruneTimes:
         shares = {stage: 1.0 if stage == _SERIAL else self.cpus / CORES for stage in self.stage_seconds}
         return {stage: scale * seconds * shares[stage] for stage, seconds in self.stage_seconds.items()}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, for --json."""
         values = {name: value for name, value in asdict(self).items() if name not in ("driver_bytes", "task_bytes")}
         peaks = {name: getattr(self, name) for name in ("driver_bytes", "task_bytes")}

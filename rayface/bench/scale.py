@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -71,7 +70,7 @@ class ScaleResult:
     costs: list[Cost]
     starts: list[StreamStart]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, for --json."""
         return asdict(self)
 

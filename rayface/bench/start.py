@@ -61,7 +61,7 @@ class StartTimes:
     cpu_seconds: dict[str, float]
     """Up to the first step, by kind of process; those of a Ray that ran before are not in it."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, for --json."""
         return asdict(self)
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -55,7 +54,7 @@ class BackboneTimes:
     ops: list[Operator] | None = None
     """Operators, slowest first; None without a profile."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, for --json."""
         values = asdict(self)
         return values if self.ops is not None else {key: value for key, value in values.items() if key != "ops"}
@@ -75,7 +74,7 @@ class TrainTimes:
     steps: int
     backbones: list[BackboneTimes]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values by name, for --json."""
         return {**vars(self), "backbones": [each.as_dict() for each in self.backbones]}
 

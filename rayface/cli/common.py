@@ -1,7 +1,7 @@
 """The app, shared options of its verbs, and the output of results."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -174,7 +174,7 @@ def resume_mode(resume: bool, overrides: list[str] | None) -> tuple[bool | Liter
     return "auto", keys
 
 
-def cluster_keys(address: str | None, debug: bool) -> dict[str, Any]:
+def cluster_keys(address: str | None, debug: bool) -> dict[str, object]:
     """Return the config keys of the options --address and --debug that are given; without one, its key decides."""
     return {**({"cluster.address": address} if address else {}), **({"cluster.debug": True} if debug else {})}
 
@@ -184,7 +184,7 @@ def tell(text: object) -> None:
     typer.echo(visible(mask(str(text))), err=True)
 
 
-def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
+def show_result(title: str, result: Mapping[str, object], as_json: bool) -> None:
     from rayface.display import json_line, result_table
 
     if as_json:
@@ -195,7 +195,7 @@ def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
         result_table(title, {name.replace("_", " "): _text(value) for name, value in shown.items()})
 
 
-def show_results(title: str, results: list[dict[str, Any]], table: list[dict[str, str]], as_json: bool) -> None:
+def show_results(title: str, results: Sequence[object], table: list[dict[str, str]], as_json: bool) -> None:
     """Show several results of one kind: all values as {"results": [...]}, or a table."""
     from rayface.display import columns, json_line
 
@@ -205,7 +205,7 @@ def show_results(title: str, results: list[dict[str, Any]], table: list[dict[str
         columns(title, table)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, float):

@@ -45,7 +45,7 @@ def config_of(verb: str, flags: Mapping[str, Any], overrides: list[str], *, addr
     from rayface.values import parse_override
 
     given = {STAGES[verb].flags[flag]: _given(value) for flag, value in flags.items() if value not in (None, [])}
-    keys: dict[str, Any] = dict(parse_override(text) for text in overrides)
+    keys: dict[str, object] = dict(parse_override(text) for text in overrides)
     for key in given.keys() & keys.keys():
         raise ValueError(f"{key}: is given twice, as an option and as {key}=VALUE: keep one of them")
     keys = {**given, **keys, **cluster_keys(address, debug)}
@@ -55,7 +55,7 @@ def config_of(verb: str, flags: Mapping[str, Any], overrides: list[str], *, addr
     return config
 
 
-def _given(value: Any) -> Any:
+def _given(value: object) -> Any:
     """Return the value of a flag; a repeatable one that is given once may hold a list in brackets."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 

@@ -4,7 +4,7 @@ import json as json_module
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -66,7 +66,7 @@ def submit(
     raise typer.Exit(_followed(client, job, _Writer(as_json)))
 
 
-def _followed(client: Any, job: str, writer: "_Writer") -> int:
+def _followed(client: object, job: str, writer: "_Writer") -> int:
     from rayface.submit import follow
 
     try:

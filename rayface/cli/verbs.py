@@ -23,6 +23,6 @@ class VerbGroup(TyperGroup):
             for verb in verbs:
                 self.commands[verb].rich_help_panel = panel  # type: ignore[attr-defined]
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         """Return the names of the verbs."""
         return [verb for verbs in VERBS.values() for verb in verbs]

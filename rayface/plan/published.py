@@ -12,7 +12,6 @@ known.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rayface.config import load
 from rayface.plan.memory import DENSE_LOGIT_COPIES, GPU_OVERHEAD, Job, Variant, job_of, memory
@@ -65,7 +64,7 @@ def table_rows() -> list[Row]:
     return rows
 
 
-def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def as_dicts(rows: Sequence[Row]) -> list[dict[str, object]]:
     """Return all numbers of the rows."""
     return [{**asdict(row), "error": row.error} for row in rows]
 
