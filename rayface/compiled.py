@@ -5,7 +5,7 @@ from typing import Any
 
 from numba import njit
 
-_OPTIONS: dict[str, Any] = {
+_OPTIONS: dict[str, object] = {
     "nogil": True,
     "error_model": "numpy",
     # Sums may be reordered; NaN and infinity must be preserved, because they are checked for.
@@ -13,7 +13,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., object]) -> Any:
     """Compile at the first call (takes seconds), without the GIL; cached on disk if possible."""
     try:
         return njit(cache=True, **_OPTIONS)(function)

@@ -684,7 +684,7 @@ _PROTOCOL = "protocol"  # the key before evaluate.protocols
 
 
 def load(
-    preset: str | None = None, file: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+    preset: str | None = None, file: str | Path | None = None, overrides: Sequence[str] | Mapping[str, object] = ()
 ) -> Config:
     """Resolve preset, then YAML file, a path or URI, then overrides; see `with_overrides`.
 
@@ -699,7 +699,7 @@ def load(
     return with_overrides(config, overrides)
 
 
-def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
+def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, object]) -> Config:
     """Return a config with keys overridden by `["a.b=c", ...]` or `{"a.b": value}`; texts are parsed by their field.
 
     Raises:
@@ -710,14 +710,14 @@ def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any])
     return _changed(config, overrides)
 
 
-def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+def override_texts(overrides: Sequence[str] | Mapping[str, object]) -> list[str]:
     """Return overrides, see `with_overrides`, as `key=value` texts."""
     if isinstance(overrides, Mapping):
         return [f"{key}={to_text(value)}" for key, value in open_groups(overrides).items()]
     return list(overrides)
 
 
-def _changed(config: Config, changes: Mapping[str, Any], source: str = "") -> Config:
+def _changed(config: Config, changes: Mapping[str, object], source: str = "") -> Config:
     tree = to_dict(config)
     for key, value in open_groups(changes, source).items():
         parent, _, option = key.rpartition(".")
@@ -732,7 +732,7 @@ def _changed(config: Config, changes: Mapping[str, Any], source: str = "") -> Co
     return _build(tree)
 
 
-def open_groups(tree: Mapping[str, Any], source: str = "") -> Tree:
+def open_groups(tree: Mapping[str, object], source: str = "") -> Tree:
     """Flatten groups of keys, `backbone: {width: 2}`, to dotted keys.
 
     Raises:
@@ -780,7 +780,7 @@ def to_dict(config: Config, groups: Collection[str] | None = None) -> Tree:
     return {k: _plain(v) for k, v in asdict(config).items() if groups is None or k in groups}
 
 
-def from_dict(tree: Mapping[str, Any]) -> Config:
+def from_dict(tree: Mapping[str, object]) -> Config:
     """Return the config of a nested dict: the inverse of `to_dict`.
 
     Raises:
@@ -817,7 +817,7 @@ def descriptions() -> dict[str, str]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value

@@ -75,11 +75,11 @@ def parse_paths(field: str, text: str) -> tuple[str, ...]:
         raise ValueError(f"{field}: {text!r}: {error}") from error
 
 
-def _path_text(value: Any) -> Any:
+def _path_text(value: object) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _paths(value: Any) -> Any:
+def _paths(value: object) -> Any:
     if isinstance(value, os.PathLike):
         return (os.fspath(value),)
     if value is None:  # in the config of a run of an older rayface
@@ -128,15 +128,15 @@ NotNegative = Annotated[int, Field(ge=0)]
 Bytes = Annotated[Positive, BeforeValidator(lambda v: parse_bytes(v) if isinstance(v, str) else v)]
 
 
-def _as_list(value: Any) -> Any:
+def _as_list(value: object) -> Any:
     return parse_list(value) if isinstance(value, str) and value.startswith("[") else value
 
 
-def _alone(value: Any) -> Any:
+def _alone(value: object) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-def _workers(value: Any) -> int | tuple[int, int]:
+def _workers(value: object) -> int | tuple[int, int]:
     """Parse a number of workers, or the minimum and the maximum."""
     value = _as_list(value)
     bounds = tuple(value) if isinstance(value, list | tuple) else (value, value)
@@ -147,11 +147,11 @@ def _workers(value: Any) -> int | tuple[int, int]:
     return (bounds[0], bounds[1]) if isinstance(value, list | tuple) else bounds[0]
 
 
-def as_mapping(value: Any) -> Any:
+def as_mapping(value: object) -> Any:
     return parse_mapping(value) if isinstance(value, str) else value
 
 
-def _guessed(value: Any) -> Any:
+def _guessed(value: object) -> Any:
     """Return a tree of texts with its scalars parsed."""
     if isinstance(value, Mapping):
         return {key: _guessed(part) for key, part in value.items()}

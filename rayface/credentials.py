@@ -114,12 +114,12 @@ def is_secret_name(name: str) -> bool:
     return re.fullmatch(_SECRET, name, re.IGNORECASE) is not None
 
 
-def masked(value: Any) -> Any:
+def masked(value: object) -> Any:
     """Return a tree of dicts, lists and strings with every string masked."""
     return _masked(value, _secrets())
 
 
-def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
+def _masked(value: object, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str | Path):
         return _mask(str(value), secrets)
     if isinstance(value, Mapping):

@@ -111,6 +111,6 @@ def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int] | None:
     return widths
 
 
-def json_line(result: Mapping[str, Any]) -> None:
+def json_line(result: Mapping[str, object]) -> None:
     """Print a result as one line of JSON on stdout."""
     new_console(soft_wrap=True, color_system=None).print(json.dumps(masked(result)))

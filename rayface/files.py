@@ -43,7 +43,7 @@ def write_text(path: P, text: str) -> P:
     return write_file(path, text.encode())
 
 
-def write_json(path: P, value: Any) -> P:
+def write_json(path: P, value: object) -> P:
     """Write indented JSON as `write_file` does, credentials masked."""
     return write_text(path, json.dumps(masked(value), indent=1))
 

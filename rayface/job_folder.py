@@ -30,7 +30,7 @@ from rayface.values import shown
 Result = TypeVar("Result")
 
 
-def _changed_name(before: Mapping[str, Any], job: Mapping[str, Any]) -> str | None:
+def _changed_name(before: Mapping[str, object], job: Mapping[str, object]) -> str | None:
     return next((name for name, value in job.items() if before.get(name) != value), None)
 
 
@@ -83,7 +83,7 @@ def exclusive_job_folder(
         yield
 
 
-def _stored_job(root: str, job_file: str, key: str) -> dict[str, Any]:
+def _stored_job(root: str, job_file: str, key: str) -> dict[str, object]:
     text = read_bytes(join(root, job_file))
     try:
         job = json.loads(text)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 GROUP = "rayface.plugins"
 _VARIABLE = "RAYFACE_PLUGINS"  # passes the names of the modules to Ray's workers, as a JSON list
@@ -53,7 +52,7 @@ def resume_command(*words: str) -> str:
     return shlex.join(["rayface", *words, *(part for name in _loaded for part in ("--import", name))])
 
 
-def runtime_env() -> dict[str, Any] | None:
+def runtime_env() -> dict[str, object] | None:
     """Return the runtime environment that passes the plugins to Ray's workers; None without plugins."""
     return {"env_vars": {_VARIABLE: json.dumps(_loaded)}} if _loaded else None
 

@@ -176,13 +176,13 @@ def visible(text: str) -> str:
     return text.translate(_UNSEEN)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Format a value for a message: numbers without quotes, even if given as text; long values are cut."""
     text = value if isinstance(value, str) and not isinstance(guess(value), str) else repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def to_text(value: Any) -> str:
+def to_text(value: object) -> str:
     """Return the text from which a field parses `value`: the inverse of parsing."""
     if isinstance(value, str):
         return value
@@ -193,17 +193,17 @@ def to_text(value: Any) -> str:
     return str(value)
 
 
-def _item(value: Any) -> str:
+def _item(value: object) -> str:
     text = to_text(value)
     return text if text and text.strip() == text and not set(text) & set(",\"'[]") else json.dumps(text)
 
 
-def is_null(text: Any) -> bool:
+def is_null(text: object) -> bool:
     """Return whether a text means None for a field that accepts None."""
     return text in ("", "null", "~")
 
 
-def optional_fields(kind: Any) -> set[str]:
+def optional_fields(kind: object) -> set[str]:
     """Return the names of a dataclass's fields that accept None."""
     hints = get_type_hints(kind)
     return {

@@ -156,7 +156,7 @@ def fork_server(modules: Sequence[str] = (*LIBRARIES, *OWN_MODULES)) -> Iterator
         server.close()
 
 
-def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def call(function: Callable[..., T], *arguments: object, **options: object) -> T:
     """Call a function in a fork of the fork server, if it runs; else, or if that fails, here.
 
     Args:
