@@ -54,7 +54,7 @@ def build_backbone(
     image_size: int = 112,
     width: float | None = None,
     dropout: float = 0.0,
-    **options: Any,
+    **options: object,
 ) -> nn.Module:
     """Build the backbone `name`: (N, 3, image_size, image_size) in [-1, 1] -> (N, embedding_size), raw.
 

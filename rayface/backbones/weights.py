@@ -26,10 +26,10 @@ class _Ignored:
     NumPy's own constructors trust their arguments: a file can have them use memory that is free, or any address.
     """
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
+    def __setstate__(self, _: object) -> None:
         pass
 
 

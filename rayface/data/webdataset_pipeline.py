@@ -1,6 +1,6 @@
 """A dataset as a pipeline of the `webdataset` library."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from rayface.data.dataset import Dataset
 from rayface.data.image_stream import ImageStream, StreamOptions
@@ -21,7 +21,7 @@ class ImagePipeline(webdataset.DataPipeline, webdataset.FluidInterface):
     comes once.
     """
 
-    def __init__(self, *stages: Any) -> None:
+    def __init__(self, *stages: object) -> None:
         super().__init__(*stages)
 
     def set_epoch(self, epoch: int) -> None:

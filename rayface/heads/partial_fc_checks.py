@@ -20,7 +20,7 @@ def check_labels(labels: Any) -> None:
         raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype} must be int64, one per embedding")
 
 
-def check_tensor(name: str, value: Any) -> None:
+def check_tensor(name: str, value: object) -> None:
     """Raise ValueError, one line, for anything but a tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: {type(value).__name__}: must be a tensor, for example torch.as_tensor({name})")
@@ -76,6 +76,6 @@ def check_numbers(sample_rate: float, num_classes: int, embedding_size: int, log
         raise ValueError(f"head.logit_memory {logit_memory} must be a positive number of bytes")
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_number(name: str, value: object) -> None:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise ValueError(f"{name} {value!r} must be a number")

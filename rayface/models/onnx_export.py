@@ -23,7 +23,7 @@ MAX_ONNX_ERROR = 1e-3  # maximum absolute error of an embedding of length 1
 MAX_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message is limited to 2 GiB
 
 
-def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = False) -> dict[str, Any]:
+def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = False) -> dict[str, object]:
     """Write a model as ONNX with a dynamic batch, if onnxruntime's embeddings equal PyTorch's.
 
     Input `image` float32 (N, 3, size, size), RGB, x / 127.5 - 1; output `embedding` float32 (N, D), raw. This is also

@@ -104,10 +104,10 @@ class _StoreFiles(FileSystemBase):
         rename(filesystem, inside, locate(new_path.uri)[1])
         self._digests[new_path.name] = self._digests.pop(path.name)
 
-    def init_path(self, path: Any) -> Any:
+    def init_path(self, path: object) -> Any:
         return path
 
-    def mkdir(self, path: Any) -> None:
+    def mkdir(self, path: object) -> None:
         pass
 
     @classmethod

@@ -36,7 +36,7 @@ class ThresholdRow:
     tar_interval: tuple[float, float] | None = None
 
 
-def threshold_rows(figures: Mapping[str, Any]) -> tuple[ThresholdRow, ...]:
+def threshold_rows(figures: Mapping[str, object]) -> tuple[ThresholdRow, ...]:
     """Return the thresholds in the figures of an evaluation; none if it measures none.
 
     Args:
@@ -49,7 +49,7 @@ def threshold_rows(figures: Mapping[str, Any]) -> tuple[ThresholdRow, ...]:
     return tuple(row for name, own in protocols.items() for row in _of_protocol(name, own))
 
 
-def _of_protocol(protocol: str, figures: Mapping[str, Any]) -> list[ThresholdRow]:
+def _of_protocol(protocol: str, figures: Mapping[str, object]) -> list[ThresholdRow]:
     rows = _rows(figures, protocol=protocol, group=ALL)
     for column, groups in _mapping(figures, "groups").items():
         for name, own in groups.items():
@@ -57,12 +57,12 @@ def _of_protocol(protocol: str, figures: Mapping[str, Any]) -> list[ThresholdRow
     return rows
 
 
-def _mapping(figures: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _mapping(figures: Mapping[str, object], name: str) -> Mapping[str, Any]:
     value = figures.get(name)
     return value if isinstance(value, Mapping) else {}
 
 
-def _rows(figures: Mapping[str, Any], *, protocol: str, group: str) -> list[ThresholdRow]:
+def _rows(figures: Mapping[str, object], *, protocol: str, group: str) -> list[ThresholdRow]:
     return [
         ThresholdRow(
             protocol=protocol,
@@ -78,13 +78,13 @@ def _rows(figures: Mapping[str, Any], *, protocol: str, group: str) -> list[Thre
     ]
 
 
-def _pair(value: Any) -> tuple[float, float] | None:
+def _pair(value: object) -> tuple[float, float] | None:
     if not isinstance(value, Sequence) or len(value) != 2 or not all(_is_finite(each) for each in value):
         return None
     return float(value[0]), float(value[1])
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

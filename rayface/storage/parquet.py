@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +26,7 @@ class SerialParquetFile(pq.ParquetFile):
     for it forever (apache/arrow#34314, #50482).
     """
 
-    def __init__(self, path: str, stream: pa.NativeFile, max_value: int | None, **options: Any) -> None:
+    def __init__(self, path: str, stream: pa.NativeFile, max_value: int | None, **options: object) -> None:
         super().__init__(stream, pre_buffer=False, **options)
         self._path, self._stream, self._max_value, self._options = path, stream, max_value, options
 
@@ -60,7 +59,7 @@ class SerialParquetFile(pq.ParquetFile):
             yield pa.RecordBatch.from_arrays([*map(self._checked, schema, batch.columns)], schema=schema)
 
     def _check_dictionaries(
-        self, groups: Sequence[int], names: Sequence[str], schema: pa.Schema, options: dict[str, Any]
+        self, groups: Sequence[int], names: Sequence[str], schema: pa.Schema, options: dict[str, object]
     ) -> None:
         """Read the dictionaries alone, by one row of each; DataError if a value is too long."""
         file = pq.ParquetFile(self._stream, metadata=self.metadata, **{**options, "buffer_size": _READ_BYTES})
@@ -140,7 +139,7 @@ class SerialParquetFile(pq.ParquetFile):
         return (column.dictionary_decode() if is_dictionary else column).cast(field.type)
 
 
-def open_parquet(path: str, *, max_value: int | None = MAX_TEXT, **options: Any) -> SerialParquetFile:
+def open_parquet(path: str, *, max_value: int | None = MAX_TEXT, **options: object) -> SerialParquetFile:
     """Open a file; it closes its stream with itself.
 
     Args:

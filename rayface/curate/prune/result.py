@@ -122,7 +122,7 @@ class PruneResult:
             known["dataset"] = DatasetCounts(**known["dataset"])
         return cls(**known)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the content of prune.json, and where the job was tracked."""
         found = asdict(self)
         del found["tracked"], found["folder"]

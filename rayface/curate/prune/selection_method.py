@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 import pyarrow as pa
 
@@ -90,7 +90,7 @@ class SelectionMethod(ABC, Generic[Prepared]):
 
     def fingerprint(self) -> str:
         """Return a digest of the class and its fields; equal methods share their decisions on disk."""
-        fields: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
+        fields: dict[str, object] = asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
         text = json.dumps([type(self).__module__, type(self).__qualname__, fields], default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -63,7 +63,7 @@ class WorkFolder:
         return join(self.root, f"shard-{number:06d}.arrow")
 
 
-def write_table(path: str, table: pa.Table, note: Mapping[str, Any]) -> None:
+def write_table(path: str, table: pa.Table, note: Mapping[str, object]) -> None:
     """Write an Arrow file atomically, with a note of JSON types."""
     table = table.replace_schema_metadata({_NOTE: json.dumps(note)})
     with atomic_stream(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +73,7 @@ def open_bin(path: str) -> BinFile:
     return BinFile(path=path, images=images, is_same=is_same)
 
 
-def _checked(value: Any, source: Source) -> tuple[list[Bytes], NDArray[np.bool_]]:
+def _checked(value: object, source: Source) -> tuple[list[Bytes], NDArray[np.bool_]]:
     if not isinstance(value, tuple | list) or len(value) != 2 or not isinstance(value[0], list | tuple):
         raise PickleError("it must be a pair of a list of images and a list of bools")
     images = [_image(item, number) for number, item in enumerate(value[0])]
@@ -84,7 +83,7 @@ def _checked(value: Any, source: Source) -> tuple[list[Bytes], NDArray[np.bool_]
     return images, is_same
 
 
-def _image(item: Any, number: int) -> Bytes:
+def _image(item: object, number: int) -> Bytes:
     if isinstance(item, Array) and item.dtype == "u1":
         item = item.data
     if isinstance(item, bytes) or (isinstance(item, Span) and not item.is_text):
@@ -92,7 +91,7 @@ def _image(item: Any, number: int) -> Bytes:
     raise PickleError(f"image {number} is {type(item).__name__} and not bytes")
 
 
-def _bools(value: Any, source: Source) -> NDArray[np.bool_]:
+def _bools(value: object, source: Source) -> NDArray[np.bool_]:
     if isinstance(value, Array):
         data = value.data if isinstance(value.data, bytes) else value.data.read(source.read)
         value = list(data)

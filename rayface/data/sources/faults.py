@@ -40,7 +40,7 @@ class FaultLog:
         """Add the faults of another log of the same source."""
         self.load(other.state())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return what was logged, as JSON types."""
         counts = {kind: [more, self._num_lost[kind]] for kind, more in self._num_unnamed.items()}
         return {"named": [asdict(fault) for fault in self._named], "unnamed": counts}

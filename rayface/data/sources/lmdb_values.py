@@ -89,7 +89,7 @@ def _of_pickle(value: Any) -> Entry:
     return Entry(images[0], labels[0] if labels else None)
 
 
-def _of_datum(value: Any) -> Entry:
+def _of_datum(value: object) -> Entry:
     """Parse the protocol buffer of a Datum: channels, height, width, data, label, float_data, encoded."""
     found: dict[int, Any] = {}
     for number, content in _fields(value):

@@ -69,7 +69,7 @@ class DType:
     code: str
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return a short string, which Python 2 stores as bytes; PickleError for another value."""
     text = value.decode("ascii") if isinstance(value, bytes) else value
     if not isinstance(text, str):
@@ -77,7 +77,7 @@ def text_of(value: Any) -> str:
     return text
 
 
-def byte_array(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Array:
+def byte_array(data: object, dtype: object, shape: object, order: object = "C", axes: object = None) -> Array:
     """Return an array from what a pickle gives for it.
 
     Raises:
@@ -98,26 +98,26 @@ def byte_array(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = 
     return Array(dtype.code, shape, data)
 
 
-def _dtype(code: Any, align: Any = 0, copy: Any = 1) -> DType:
+def _dtype(code: object, align: object = 0, copy: object = 1) -> DType:
     if text_of(code) not in _BYTE_TYPES:
         raise PickleError(f"an array of type {text_of(code)}: only bytes and bools are admitted")
     return DType(_BYTE_TYPES[text_of(code)])
 
 
-def _scalar(dtype: Any, data: Any) -> bool | int:
+def _scalar(dtype: object, data: object) -> bool | int:
     value = byte_array(data, dtype, (1,))
     if not isinstance(value.data, bytes):
         raise PickleError("a number of several bytes")
     return bool(value.data[0]) if value.dtype == "b1" else value.data[0]
 
 
-def _reconstruct(subtype: Any, shape: Any, code: Any) -> Array:
+def _reconstruct(subtype: object, shape: object, code: object) -> Array:
     if subtype != Name("numpy.ndarray"):
         raise PickleError(f"an array of class {subtype.text if isinstance(subtype, Name) else type(subtype).__name__}")
     return Array()
 
 
-def _encode(text: Any, coding: Any = "latin1") -> Bytes:
+def _encode(text: object, coding: object = "latin1") -> Bytes:
     if text_of(coding).lower().replace("-", "") not in ("latin1", "iso88591"):
         raise PickleError(f"bytes coded as {coding}")
     if isinstance(text, Span) and text.is_text:
@@ -125,13 +125,13 @@ def _encode(text: Any, coding: Any = "latin1") -> Bytes:
     return str(text_of(text)).encode("latin1") if isinstance(text, str) else _bytes_again(text)
 
 
-def _bytes_again(data: Any) -> Bytes:
+def _bytes_again(data: object) -> Bytes:
     if not isinstance(data, bytes | Span):
         raise PickleError(f"bytes of {type(data).__name__}")
     return data
 
 
-def _bytes(data: Any = b"", coding: Any = None) -> Bytes:
+def _bytes(data: object = b"", coding: object = None) -> Bytes:
     return _bytes_again(data) if coding is None else _encode(data, coding)
 
 

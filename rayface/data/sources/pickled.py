@@ -128,7 +128,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
     def pop(self) -> Any:
@@ -155,7 +155,7 @@ class _Machine:
             raise PickleError(f"items for {type(target).__name__}, which is no list")
         target.extend(values)
 
-    def name(self, module: Any, name: Any) -> None:
+    def name(self, module: object, name: object) -> None:
         text = f"{text_of(module)}.{text_of(name)}"
         if text not in CALLS and text not in TYPES:
             raise PickleError(f"{text} is not admitted: only lists, bytes, bools and numpy arrays of them")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,9 +46,9 @@ def write_parquet(dataset: Dataset, out: str) -> Written:
 
 def _groups(
     dataset: Dataset, first: int, last: int, keys: Iterator[str], faults: list[Fault]
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[dict[str, object]]]:
     """Yield the rows of each row group; add images that cannot be read to `faults`."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     labels = dataset.index.label[first:last].tolist()
     for label, sample in zip(labels, read_rows(dataset, np.arange(first, last)), strict=True):
         key = next(keys)
@@ -65,7 +64,7 @@ def _groups(
 
 
 def _schema(dataset: Dataset) -> pa.Schema:
-    label: dict[str, Any] = {"dtype": "int64", "_type": "Value"}
+    label: dict[str, object] = {"dtype": "int64", "_type": "Value"}
     if dataset.identities:
         label = {"names": list(dataset.identities), "_type": "ClassLabel"}
     about = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
