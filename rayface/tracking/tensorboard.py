@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rayface.credentials import mask
 from rayface.files import open_to_append
@@ -82,7 +81,7 @@ class _EventFile:
         os.fsync(self._file.fileno())
         self._state.size = self._file.tell()
 
-    def _write(self, record: Record, made: Any) -> None:
+    def _write(self, record: Record, made: object) -> None:
         event = self._event(wall_time=record["time"], step=record.get("step", 0), summary=made)
         self._writer.write(event.SerializeToString())
 

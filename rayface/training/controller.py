@@ -38,7 +38,7 @@ class ProcessGroupConfig(BackendConfig):
     def framework(self) -> TrainingFramework:
         return TrainingFramework.TORCH
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
 import torch
@@ -114,7 +114,7 @@ def _memory(gpu: bool) -> _Memory:
     return _Memory(device, memory_per_worker(gpu=False, workers_per_machine=1), bf16)
 
 
-def _memory_of(node: Mapping[str, Any], gpu: bool) -> _Memory:
+def _memory_of(node: Mapping[str, object], gpu: bool) -> _Memory:
     """Ask a node, without CPUs or GPUs: those may be taken by other jobs for hours."""
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     # Its process ends after the call: it may have opened the GPU, whose memory is the workers'.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rayface.data.dataset import Dataset
 from rayface.training.run_directory import RunDirectory
@@ -55,7 +55,7 @@ class TrainResult:
             **before,
         }
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values that `rayface train --json` prints."""
         tracked = {"tracking": self.tracking, "tracking_delivered": self.tracking_delivered}
         return {**self.for_file(), **tracked, "tracking_link": self.tracking_link}

@@ -62,7 +62,7 @@ def _network() -> Any:
     return psutil.net_io_counters() or SimpleNamespace(bytes_recv=0, bytes_sent=0)  # None: no interface
 
 
-def _gpu(gpu: Any) -> dict[str, float]:
+def _gpu(gpu: object) -> dict[str, float]:
     """Return the figures that this GPU has; a slice of one, for example, has no power."""
     values: dict[str, float] = {}
     with contextlib.suppress(pynvml.NVMLError):

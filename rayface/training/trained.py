@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +86,7 @@ class Trained:
         name = self.head.exported
         return ("backbone", self.backbone) if name == "backbone" else (f"head.{name}", self.head.networks()[name])
 
-    def save(self, folder: Path, config: Config, dataset: DatasetFacts, metrics: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, config: Config, dataset: DatasetFacts, metrics: Mapping[str, object]) -> None:
         """Write the exported network as a model, with what it was trained on and its metrics."""
         network, module = self.exported
         save_model(

@@ -83,7 +83,7 @@ class Progress:
         """
         return cls.from_dict(json.loads((folder / PROGRESS).read_text()))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the content of progress.json."""
         return asdict(self)
 

@@ -1,7 +1,6 @@
 """Diagnosis of a run: its checks, and at most one line of advice."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rayface.training.doctor.checks import Check, examine
 from rayface.training.doctor.history import RunHistory, read_history
@@ -24,7 +23,7 @@ class Diagnosis:
         """One line with the key to change; None if nothing is wrong."""
         return None if self.advised is None else self.advised.advice
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the values that `rayface doctor --json` prints."""
         key = None if self.advised is None else self.advised.key
         return {"advice": self.advice, "key": key, "checks": [asdict(check) for check in self.checks]}

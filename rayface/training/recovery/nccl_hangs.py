@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from rayface.config import TrainConfig
 from rayface.ray_internals.train import (
@@ -69,6 +68,6 @@ def behind(counts: dict[int, dict[str, int]]) -> str:
     return " and ".join(found)
 
 
-def _ranks(ranks: Sequence[Any]) -> str:
+def _ranks(ranks: Sequence[object]) -> str:
     named = ", ".join(map(str, ranks[:_MAX_RANKS])) + (", ..." if len(ranks) > _MAX_RANKS else "")
     return f"rank{'s' * (len(ranks) > 1)} {named}"

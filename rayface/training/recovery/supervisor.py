@@ -79,7 +79,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if self._train.min_workers < self._train.max_workers:
             os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(_ELASTIC_START_SECONDS))
 
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+    def after_controller_state_update(self, previous_state: object, current_state: object) -> None:
         """Stop a run whose nodes do not come back; Ray Train waits forever for the minimum number of workers."""
         if not isinstance(current_state, _WITHOUT_WORKERS):
             self._without_since = None
