@@ -30,8 +30,9 @@ from rayface.values import shown
 Result = TypeVar("Result")
 
 
-def _changed_name(before: Mapping[str, object], job: Mapping[str, object]) -> str | None:
-    return next((name for name, value in job.items() if before.get(name) != value), None)
+def changed_name(before: Mapping[str, object], job: Mapping[str, object]) -> str | None:
+    """Return the first name whose value differs in two jobs, also one that only one of them has."""
+    return next((name for name in [*job, *before] if before.get(name) != job.get(name)), None)
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def exclusive_job_folder(
     *,
     key: str,
     beside: Collection[str] = (),
-    changed: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = _changed_name,
+    changed: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = changed_name,
     results: Collection[str] = (),
 ) -> Iterator[None]:
     """Own the output folder of a job inside the context: create it, or resume the same job in it.
@@ -70,8 +71,9 @@ def exclusive_job_folder(
         before = job if is_taken_over else _stored_job(root, job_file, key)
         if differing := changed(before, job):
             raise DataError(
-                f"{key}: {root}: was started with {differing} {before.get(differing)}, this job has {job[differing]}: "
-                "choose another directory" + (f", or delete {', '.join(found)} in it" if found else "")
+                f"{key}: {root}: was started with {differing} {before.get(differing)}, this job has "
+                f"{job.get(differing)}: choose another directory"
+                + (f", or delete {', '.join(found)} in it" if found else "")
             )
         if is_local(root):
             for folder in _own_folders(Path(root), beside):
@@ -79,7 +81,8 @@ def exclusive_job_folder(
         else:
             for name in filter(is_temporary, list_names(root)):
                 RemotePath(join(root, name)).unlink(missing_ok=True)
-        write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
+        if is_taken_over or any(before.get(name) != value for name, value in job.items()):
+            write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
 
 

@@ -41,6 +41,12 @@ def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path
         own(tmp_path, {**JOB, "size": 9})
 
 
+def test_job_folder_of_a_job_with_one_setting_more_is_refused(tmp_path):
+    own(tmp_path, {**JOB, "merge": True})
+    with pytest.raises(DataError, match=r"was started with merge True, this job has None: choose another directory$"):
+        own(tmp_path, JOB)
+
+
 @pytest.mark.parametrize("text", [b"", b"{\n", b"\xff", b"[1]"])
 def test_job_folder_with_a_corrupt_job_file_is_refused_in_one_line(text, tmp_path):
     own(tmp_path, JOB)
