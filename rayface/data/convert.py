@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rayface.data.conversion import shard_plan, spill
 from rayface.data.conversion.columns import write_lost, write_measures
 from rayface.data.conversion.listing import Listed, list_sources, tasks_of
-from rayface.data.conversion.mapping import MapParts, Part, Result, map_in_threads
+from rayface.data.conversion.mapping import AGAIN, MapParts, NamedWork, Part, Result, map_in_threads
 from rayface.data.conversion.settings import ConvertSettings
 from rayface.data.conversion.shard_plan import ShardPlan, plan_shards
 from rayface.data.conversion.shards import WriteShard, WrittenShard
@@ -35,8 +35,8 @@ from rayface.data.shards.scan import INDEX_SCHEMA
 from rayface.data.sources.base import DatasetSource
 from rayface.data.sources.faults import FaultLog
 from rayface.data.writer import identities_file
-from rayface.files import LOCK
-from rayface.job_folder import exclusive_job_folder, require_empty
+from rayface.files import LOCK, read_json, write_json
+from rayface.job_folder import changed_name, exclusive_job_folder, require_empty
 from rayface.storage import (
     LARGEST_REMOTE,
     DataError,
@@ -49,6 +49,7 @@ from rayface.storage import (
     make_folder,
     naming_full_disk,
     normalise,
+    path_of,
     refuse_repeated,
     split,
     write_bytes,
@@ -58,7 +59,7 @@ from rayface.version import VERSION
 __all__ = ["JOB", "ConvertSettings", "convert"]
 
 JOB = "convert.json"  # in the output folder until the job ends
-_AGAIN = "it resumes"  # for messages
+_FAULTS = "faults"  # in JOB, from when the dataset is complete
 
 
 def convert(
@@ -95,15 +96,18 @@ def convert(
     def mapped(
         work: Callable[[Part], Result], parts: Sequence[Part], name: str, *, rows: int | None = None
     ) -> Iterator[Result]:
-        return map_parts(_NamedWork(work, folder), parts, name, rows=rows)
+        return map_parts(NamedWork(work, folder), parts, name, rows=rows)
 
-    with naming_full_disk(folder, _AGAIN), _output_folder(target, key), contextlib.ExitStack() as stack:
+    with naming_full_disk(folder, AGAIN), _output_folder(target, key), contextlib.ExitStack() as stack:
         for number, each in enumerate(sources):
             stack.enter_context(contextlib.closing(each))
             each.prepare(work.of_source(number))
-        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), JOB, key=key))
+        job = _job(sources, settings)
+        stack.enter_context(exclusive_job_folder(target, job, JOB, key=key, changed=_changed_name))
         write_bytes(join(target, UNFINISHED), b"")
-        if not exists(join(target, MANIFEST)):  # else only the clean-up is missing
+        if exists(join(target, MANIFEST)):  # only the clean-up is missing
+            faults.load(read_json(path_of(join(target, JOB)))[_FAULTS])
+        else:
             work.create()
             _convert(sources, work, settings, mapped, faults)
         work.delete()
@@ -118,18 +122,6 @@ def convert(
 def _check_shard_size(size: int, target: str) -> None:
     if not is_local(target) and size > LARGEST_REMOTE:
         raise ValueError(f"shard_size {size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store")
-
-
-@dataclasses.dataclass(frozen=True)
-class _NamedWork(Generic[Part, Result]):
-    """Work of a task, in which a full disk is named: only the text of its error leaves the task."""
-
-    work: Callable[[Part], Result]
-    folder: str
-
-    def __call__(self, part: Part) -> Result:
-        with naming_full_disk(self.folder, _AGAIN):
-            return self.work(part)
 
 
 def _check_sources(sources: Sequence[DatasetSource], key: str) -> None:
@@ -190,6 +182,10 @@ def _job(sources: Sequence[DatasetSource], settings: ConvertSettings) -> dict[st
     }
 
 
+def _changed_name(before: Mapping[str, Any], job: Mapping[str, Any]) -> str | None:
+    return changed_name({name: value for name, value in before.items() if name != _FAULTS}, job)
+
+
 def _convert(
     sources: Sequence[DatasetSource],
     work: WorkFolder,
@@ -217,6 +213,8 @@ def _convert(
     rows = int(plan.counts.sum())
     write = WriteShard(plan=plan, work=work, measures=sources[0].measures)
     written = list(map_parts(write, range(len(plan)), "write shards", rows=rows))
+    # Before the manifest: a job that is killed after it finds the faults nowhere else.
+    write_json(path_of(join(work.out, JOB)), {**_job(sources, settings), _FAULTS: faults.state()})
     _publish(sources, listed, plan, sorted(written, key=lambda shard: shard.number), work, settings)
 
 

@@ -21,6 +21,7 @@ from rayface.data.check import check
 from rayface.data.conversion import listing, shard_plan, spill
 from rayface.data.conversion.mapping import MapParts, map_in_threads
 from rayface.data.conversion.shards import WriteShard
+from rayface.data.conversion.work_folder import WorkFolder
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_image
@@ -285,6 +286,26 @@ def test_convert_killed_in_any_pass_resumes_to_the_same_bytes(
     if phase == "write shards":
         assert before
         assert source.read_rows == []
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_convert_killed_in_its_clean_up_still_says_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    parts, out = [[*images(6), ("bad", "id0", b"")]], tmp_path / "out"
+
+    def killed(work: WorkFolder) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkFolder, "delete", killed)
+        for _ in range(kills):
+            with pytest.raises(Killed):
+                convert(InMemory(parts), out)
+    dataset = convert(InMemory(parts), out)
+    assert dataset.faults == convert(InMemory(parts), tmp_path / "whole").faults
+    assert [fault.member for fault in dataset.faults] == ["bad"]
+    assert not list(out.glob(".*")) + list(out.glob("convert.json"))
 
 
 def test_convert_with_too_many_unreadable_images_stops_and_resumes_with_a_higher_limit(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from rayface.machine import num_cpus
 from rayface.pools import thread_pool
 from rayface.progress import phase
+from rayface.storage import naming_full_disk
 
+AGAIN = "it resumes"  # for messages
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -38,3 +41,15 @@ def map_in_threads(
             value = future.result()
             current.advance()
             yield value
+
+
+@dataclass(frozen=True)
+class NamedWork(Generic[Part, Result]):
+    """Work of a task, in which a full disk is named: only the text of its error leaves the task."""
+
+    work: Callable[[Part], Result]
+    folder: str
+
+    def __call__(self, part: Part) -> Result:
+        with naming_full_disk(self.folder, AGAIN):
+            return self.work(part)
