@@ -125,7 +125,7 @@ def read_result(root: AnyPath) -> ClusterResult | None:
 
 def _is_complete(root: AnyPath, result: ClusterResult) -> bool:
     return (
-        (root / REPORT).is_file()
+        ("stream" in result.job.config or (root / REPORT).is_file())  # a stream has no report
         and has_rows(root / LABELS, result.counts.images)
         and (result.dataset is None or has_dataset(root))
     )

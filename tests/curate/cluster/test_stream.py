@@ -12,10 +12,11 @@ from rayface import config as configs
 from rayface.curate.affinity import base_cosine
 from rayface.curate.cluster import stream as module
 from rayface.curate.cluster.cluster import cluster
-from rayface.curate.cluster.result import ClusterResult
+from rayface.curate.cluster.result import ClusterResult, read_result
 from rayface.curate.cluster.stream import cluster_stream
 from rayface.embedding.part_file import write_part
 from rayface.job_folder import exclusive_job_folder
+from rayface.stages.fingerprints import of_clusters
 from rayface.storage import DataError
 
 People = Callable[..., Any]
@@ -89,6 +90,18 @@ def test_stream_killed_before_any_write_ends_with_the_same_bytes(
             stream(tmp_path)
     stream(tmp_path)
     assert written(tmp_path / "out") == written(tmp_path / "whole")
+
+
+def test_stream_result_is_complete_unless_its_labels_are_those_of_a_later_run(tmp_path: Path, put: Put) -> None:
+    put(0)
+    first, out = stream(tmp_path), tmp_path / "out"
+    content = (out / "cluster.json").read_bytes()
+    assert read_result(out) == first
+    put(1)
+    stream(tmp_path)
+    assert of_clusters(out) is not None
+    (out / "cluster.json").write_bytes(content)  # as a kill between the two files leaves it
+    assert of_clusters(out) is None
 
 
 def test_stream_refuses_a_file_that_changed_after_it_was_taken(tmp_path: Path, put: Put) -> None:
