@@ -75,12 +75,7 @@ def exclusive_job_folder(
                 f"{job.get(differing)}: choose another directory"
                 + (f", or delete {', '.join(found)} in it" if found else "")
             )
-        if is_local(root):
-            for folder in _own_folders(Path(root), beside):
-                delete_temporary(folder)
-        else:
-            for name in filter(is_temporary, list_names(root)):
-                RemotePath(join(root, name)).unlink(missing_ok=True)
+        delete_unfinished(root, beside)
         if is_taken_over or any(before.get(name) != value for name, value in job.items()):
             write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
@@ -115,6 +110,16 @@ def read_job_result(
         return result if is_complete(result) else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is corrupt ({type(error).__name__}: {error}): delete it and run again") from None
+
+
+def delete_unfinished(root: str, beside: Collection[str] = ()) -> None:
+    """Delete what killed writers left unfinished in a job's folder, which the caller owns; not in those `beside`."""
+    if is_local(root):
+        for folder in _own_folders(Path(root), beside):
+            delete_temporary(folder)
+    else:
+        for name in filter(is_temporary, list_names(root)):
+            RemotePath(join(root, name)).unlink(missing_ok=True)
 
 
 def require_empty(root: str, *, key: str, beside: Collection[str] = ()) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import platformdirs
 
 from rayface.files import exclusive_folder, is_owned, open_to_append, write_file, write_json
+from rayface.job_folder import delete_unfinished
 from rayface.storage import LEASE, AnyPath, DataError, FolderMirror, RemotePath, StorageError, leased, path_of
 from rayface.storage.lease import Lease, read_owner
 
@@ -130,10 +131,14 @@ class RunStore:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Own the directory, created if missing, inside the context; see `exclusive_folder` and `leased`."""
+        """Own the directory, created if missing, inside the context; see `exclusive_folder` and `leased`.
+
+        On a disk, temporary files of killed writers are deleted.
+        """
         name = f"{self.key}: {self}"
         if isinstance(self.path, Path):
             with exclusive_folder(self.path, name):
+                delete_unfinished(str(self.path))
                 yield
             return
         with leased(self.path, name) as _leases[str(self)]:

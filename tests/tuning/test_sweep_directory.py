@@ -58,6 +58,19 @@ def test_exclusive_sweep_directory_is_refused_to_a_second_owner_until_the_first_
         assert sweep.path.is_dir()
 
 
+def test_exclusive_directory_is_freed_of_files_that_a_killed_driver_left_unfinished(tmp_path):
+    sweep = SweepDirectory(tmp_path)
+    trial = sweep.run(0)
+    left = [folder / ".result.json.0123abcd.tmp" for folder in (sweep.path, sweep.plots, trial.path, trial.journals)]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with sweep.exclusive():
+        assert [path.exists() for path in left] == [False, False, True, True]
+    with trial.exclusive():
+        assert not any(path.exists() for path in left)
+
+
 def test_study_name_on_resume_is_that_of_the_start_and_no_other_sweeps(tmp_path):
     names = []
     for parent in ("a", "b"):
