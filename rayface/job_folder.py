@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from rayface.storage import (
     AnyPath,
     DataError,
     RemotePath,
+    StorageError,
     delete_temporary,
     is_local,
     is_temporary,
@@ -79,6 +80,8 @@ def exclusive_job_folder(
         if is_taken_over or any(before.get(name) != value for name, value in job.items()):
             write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
+        with suppress(OSError, DataError, StorageError):  # the job has its result
+            delete_unfinished(root, beside)  # of workers that were killed while others went on
 
 
 def _stored_job(root: str, job_file: str, key: str) -> dict[str, object]:

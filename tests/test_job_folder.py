@@ -22,6 +22,12 @@ def test_job_folder_of_the_same_job_is_resumed_and_unfinished_files_are_deleted(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".job.json", ".lock", "part"]
 
 
+def test_job_folder_keeps_no_unfinished_files_of_a_worker_that_was_killed_in_a_finished_job(tmp_path):
+    with exclusive_job_folder(str(tmp_path), JOB, ".job.json", key="job.out"):
+        (tmp_path / ".part.0123abcd.tmp").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".job.json", ".lock"]
+
+
 def test_job_folder_is_freed_of_unfinished_files_in_its_own_folders_only(tmp_path):
     own(tmp_path, JOB)
     for name in ("plots", "other", "proxy"):

@@ -140,6 +140,8 @@ class RunStore:
             with exclusive_folder(self.path, name):
                 delete_unfinished(str(self.path))
                 yield
+                with contextlib.suppress(OSError):
+                    delete_unfinished(str(self.path))  # of workers that were killed
             return
         with leased(self.path, name) as _leases[str(self)]:
             try:
