@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rayface.curate.affinity import PRIOR_PAIRS, RATIO, Scale, affinity, base_cosine, cohesion, dot, scale_of
+from rayface.curate.affinity import (
+    PRIOR_PAIRS,
+    RATIO,
+    Scale,
+    affinity,
+    base_cosine,
+    cohesion,
+    dot,
+    pairs_below,
+    scale_of,
+)
 
 
 def units(count: int, seed: int = 0) -> NDArray[np.float32]:
@@ -12,12 +22,13 @@ def units(count: int, seed: int = 0) -> NDArray[np.float32]:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_cohesion_of_a_sum_is_the_mean_cosine_of_all_pairs_with_the_prior() -> None:
-    x, scale = units(9), scale_of(0.4, 0.1)
+@pytest.mark.parametrize("count", [2, 9])
+def test_cohesion_of_a_sum_is_the_mean_cosine_of_all_pairs_with_the_prior(count: int) -> None:
+    x, scale = units(count), scale_of(0.4, 0.1)
     total = x.sum(axis=0)
-    pairs = (x @ x.T)[np.triu_indices(9, 1)] - 0.1
+    pairs = (x @ x.T)[np.triu_indices(count, 1)] - 0.1
     expected = (pairs.sum() + PRIOR_PAIRS * scale.expected) / (len(pairs) + PRIOR_PAIRS)
-    assert cohesion(dot(total, total), 9.0, scale) == pytest.approx(expected, abs=1e-6)
+    assert cohesion(dot(total, total), float(count), scale) == pytest.approx(expected, abs=1e-6)
 
 
 def test_affinity_of_sums_is_the_mean_cosine_over_the_root_of_cohesions() -> None:
@@ -38,6 +49,15 @@ def test_cohesion_with_an_infinite_prior_is_the_expected_one() -> None:
     assert cohesion(50.0, 9.0, scale) == scale.expected
 
 
+def test_cohesion_of_images_less_alike_than_strangers_is_just_above_zero() -> None:
+    assert cohesion(0.0, 100.0, scale_of(0.4, 0.1)) == 1e-6
+
+
+def test_pairs_below_a_cosine_are_of_two_images() -> None:
+    assert pairs_below(np.eye(3), 0.5) == (3, 1.0)
+    assert pairs_below(np.eye(3), 0.0) == (0, 0.0)
+
+
 def test_base_cosine_is_that_of_strangers() -> None:
     x = np.random.default_rng(0).standard_normal((2000, 64)) + 1
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -48,11 +68,13 @@ def test_base_cosine_is_that_of_strangers() -> None:
 def test_base_cosine_of_one_person_leaves_its_pairs_out() -> None:
     same = np.repeat(np.eye(2, 8), [9, 1], axis=0)
     assert base_cosine(same) == 1
-    assert base_cosine(same, 0.5) == 0
+    assert base_cosine(same, 0.5) == base_cosine(same, 1.0) == 0
     assert base_cosine(same[:9], 0.5) == 0
+    assert base_cosine(same, 0.0) == -1
     assert base_cosine(same[:1], -0.2) < -0.2
 
 
-def test_scale_of_a_threshold_below_that_of_strangers_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"threshold 0.1000: must be above 0.3000"):
-        scale_of(0.1, 0.3)
+@pytest.mark.parametrize("threshold", [0.1, 0.3])
+def test_scale_of_a_threshold_not_above_that_of_strangers_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=rf"threshold {threshold:.4f}: must be above 0.3000"):
+        scale_of(threshold, 0.3)

@@ -22,7 +22,7 @@ _EQUAL = 1 - 1e-6  # mean cosine from which images are copies of each other: 1, 
 
 
 def linked(vectors: Floats, edges: Edges, scale: Scale, start: Ints | None = None) -> Ints:
-    """Return the cluster (N,) of each image, numbered by first image.
+    """Return the cluster (N,) of each image, numbered by first image, or in the order of `start`.
 
     Args:
         vectors: (N, D) of length 1.

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 
-from rayface.curate.affinity import base_cosine, scale_of
+from rayface.curate.affinity import RATIO, Scale, affinity, base_cosine, cohesion, scale_of
 from rayface.curate.cluster import linkage as module
 from rayface.curate.cluster.linkage import linked
 from rayface.curate.cluster.metrics import cluster_scores
@@ -50,6 +50,47 @@ def test_linked_of_another_order_of_images_finds_the_same_clusters(people: Peopl
 def test_linked_of_duplicates_makes_one_cluster() -> None:
     vectors = np.repeat(np.eye(3, 8, dtype=np.float32), 5, axis=0)
     assert average(vectors, 3, 0.5).tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def by_loops(vectors: Floats, start: NDArray[np.int64], scale: Scale) -> list[list[int]]:
+    """The definition with all pairs as edges: in rounds, clusters that are each other's best merge."""
+    groups = [np.flatnonzero(start == name).tolist() for name in np.unique(start)]
+    near = ~np.eye(len(groups), dtype=bool)
+    while True:
+        sums = np.array([vectors[rows].sum(axis=0, dtype=np.float64) for rows in groups])
+        held = [cohesion(float(own @ own), float(len(rows)), scale) for own, rows in zip(sums, groups, strict=True)]
+        values = np.full(near.shape, -np.inf)
+        for i, j in np.argwhere(near):
+            count = float(len(groups[i]) * len(groups[j]))
+            values[i, j] = affinity(float(sums[i] @ sums[j]), count, held[i], held[j], scale)
+        near = values >= RATIO
+        best = values.argmax(axis=1)
+        pairs = [(i, j) for i, j in enumerate(best.tolist()) if i < j and best[j] == i and near[i, j]]
+        if not pairs:
+            return sorted(map(sorted, groups))
+        for i, j in pairs:
+            groups[i] += groups[j]
+            near[i], near[:, i] = near[i] | near[j], near[:, i] | near[:, j]
+        stay = np.setdiff1d(np.arange(len(groups)), [j for _, j in pairs])
+        groups, near = [groups[i] for i in stay], near[np.ix_(stay, stay)] & ~np.eye(len(stay), dtype=bool)
+
+
+@pytest.mark.parametrize("prior", [3.0, 60.0, np.inf])
+@pytest.mark.parametrize("parts", [False, True])
+def test_linked_on_a_complete_graph_equals_the_definition(people: People, prior: float, parts: bool) -> None:
+    vectors, labels = people(12, 12, spread=1.2)
+    random = np.random.default_rng(0)
+    start = labels * 5 + random.integers(0, 5, len(labels)) if parts else np.arange(len(labels))
+    scale = scale_of(0.3, 0.05, prior)
+    found = linked(vectors, nearest(vectors, len(labels) - 1).edges(-1.0), scale, start if parts else None)
+    wanted = by_loops(vectors, start, scale)
+    assert sorted(np.flatnonzero(found == number).tolist() for number in range(len(wanted))) == wanted
+    assert 12 <= len(wanted) < len(np.unique(start)) / 1.5
+
+
+def test_linked_of_a_pair_exactly_at_the_threshold_merges_it() -> None:
+    vectors = np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, -0.5]], np.float32)  # cosine .5, without rounding
+    assert average(vectors, 1, 0.5).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("prior", [60.0, np.inf])

@@ -61,6 +61,39 @@ def test_best_threshold_is_that_of_the_highest_f(people: People) -> None:
     assert score >= max(tried) - 0.02
 
 
+@pytest.mark.parametrize(("lowest", "highest", "chosen"), [(0.39, 0.61, 0.5), (0.505, 0.52, 0.5125)])
+def test_best_threshold_is_the_middle_of_a_plateau_also_between_the_steps_of_the_first_grid(
+    lowest: float, highest: float, chosen: float
+) -> None:
+    labels = np.repeat(np.arange(20), 2)
+    vectors = np.eye(20, dtype=np.float32)[labels]  # strangers have cosine 0, persons 1
+
+    def cluster(threshold: float) -> NDArray[np.int64]:
+        wrong = 0 if lowest <= threshold <= highest else 1 if abs(threshold - 0.5) < 0.02 else 4
+        return np.where(labels < wrong, -1, labels)
+
+    assert best_threshold(vectors, labels, np.ones(40, np.float32), cluster) == (pytest.approx(chosen), 1)
+
+
+def test_mean_silhouette_of_images_alone_in_their_cluster_is_zero(people: People) -> None:
+    vectors, labels = people(4, 5)
+    clusters = np.where(np.arange(20) == np.flatnonzero(labels == 2)[0], 9, labels)
+    x = vectors.astype(np.float64)
+    wanted = []
+    for row in range(20):
+        means = {name: (x[(clusters == name) & (np.arange(20) != row)] @ x[row]).mean() for name in range(4)}
+        a, b = 1 - means.pop(labels[row]), 1 - max(means.values())
+        wanted.append(0.0 if clusters[row] == 9 else (b - a) / max(a, b))
+    found = module._mean_silhouette(vectors, clusters, np.arange(20))
+    assert found == pytest.approx(np.mean(wanted), abs=1e-5)
+
+
+def test_estimated_threshold_of_strangers_alone_is_above_their_cosine() -> None:
+    vectors = np.eye(8, dtype=np.float32)
+    near = nearest(vectors, 1).cosines[:, 0]
+    assert estimated_threshold(vectors, near, lambda each: np.arange(8), 0.6) > 0
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_estimated_threshold_of_equal_images_is_not_above_one(count: int) -> None:
     vectors = np.repeat(np.eye(1, 8, dtype=np.float32), count, axis=0)
