@@ -60,3 +60,6 @@ def test_identity_centers_of_opposite_images_are_zero_with_cosines_of_zero() -> 
     centers, cosines = identity_centers(np.array([[1.0, 0.0], [-2.0, 0.0], [0.0, 3.0]]), np.array([0, 2, 3]))
     assert centers.tolist() == [[0, 0], [0, 1]]
     assert cosines.tolist() == [0, 0, 1]
+    centers, cosines = identity_centers(np.array([[1.0, 0.01], [-1.0, 0.01]]), np.array([0, 2]))  # nearly opposite
+    assert centers.tolist() == [[0, 1]]
+    assert cosines == pytest.approx(0.01, rel=1e-3)

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from rayface.config import CleanConfig
 from rayface.curate import cosines as cosines_module
+from rayface.curate.clean import clean as module
 from rayface.curate.clean import pair_search
 from rayface.curate.clean.clean import clean
+from rayface.curate.clean.pair_search import Tile
 
 Drawn = Callable[..., tuple[NDArray[Any], NDArray[np.int64]]]
 
@@ -168,6 +170,16 @@ def test_merge_of_a_chain_gives_one_label_and_no_limit_of_a_million_pairs() -> N
     assert (found.labels == np.r_[np.ones(1450), 0]).all()
 
 
+def test_clean_counts_the_pairs_of_all_tiles_up_to_the_limit(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = clean(*faces, CleanConfig(conflicts=0.5)).conflicts.num_rows
+    monkeypatch.setattr(module, "tiles", lambda rows, *rest: [Tile(row, row + 1, row, rows) for row in range(rows)])
+    monkeypatch.setattr(module, "most_pairs", lambda num_images: pairs)
+    assert clean(*faces, CleanConfig(conflicts=0.5)).conflicts.num_rows == pairs > 2
+    monkeypatch.setattr(module, "most_pairs", lambda num_images: pairs - 1)
+    with pytest.raises(ValueError, match=rf"^conflicts 0.5: more than {pairs - 1} pairs are above this cosine"):
+        clean(*faces, CleanConfig(conflicts=0.5))
+
+
 def test_clean_of_too_many_pairs_raises_one_line(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search stops before the pairs fill the memory."""
     monkeypatch.setattr(pair_search, "_LEAST_LIMIT", 10)
@@ -184,6 +196,8 @@ def test_clean_of_bad_input_raises_one_line(faces: Any) -> None:
         clean(embeddings, labels, keys, CleanConfig(drop=("all",)))
     with pytest.raises(ValueError, match=r"^clean.drop: 'outliers': needs clean.outliers, to find them first"):
         clean(embeddings, labels, keys, CleanConfig(conflicts=0.0, drop=("conflicts", "outliers")))
+    with pytest.raises(ValueError, match=r"^clean.drop: 'bytes': needs clean.bytes, to find them first"):
+        clean(embeddings, labels, keys, CleanConfig(drop=("bytes",)))
     with pytest.raises(ValueError, match=r"^bytes: needs digests"):
         clean(embeddings, labels, keys, CleanConfig(bytes=True))
     with pytest.raises(ValueError, match=r"^clean.merge: needs clean.duplicates"):

@@ -105,6 +105,13 @@ def test_search_of_a_pair_exactly_at_the_threshold_does_not_find_it(product: tor
     assert as_list(search(pair, None, np.nextafter(0.5, 0))) == [(0, 1)]
 
 
+def test_search_of_one_pair_more_than_the_limit_is_refused() -> None:
+    values = np.ones((3, 4), np.float32)
+    assert len(PairSearch("x", values, None, 0.5, limit=3)(Tile(0, 3, 0, 3))[0]) == 3
+    with pytest.raises(ValueError, match=r"^x 0.5: more than 2 pairs"):
+        PairSearch("x", values, None, 0.5, limit=2)(Tile(0, 3, 0, 3))
+
+
 def test_leading_products_of_rows_that_lie_in_the_axes_are_never_below_the_whole_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

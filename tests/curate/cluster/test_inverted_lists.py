@@ -88,6 +88,7 @@ def test_neighbours_of_equal_vectors_leave_out_only_the_image_itself(in_parts: C
     found, _ = find_listed_neighbours(in_parts(x), 4, 4)
     assert not (found.rows == np.arange(901)[:, None]).any()
     assert (found.cosines[:900] > 0.999).all()
+    assert find_listed_neighbours(in_parts(x[:3], "few"), 4, 4)[0].rows.tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
 def test_insert_nearest_equals_a_sort_by_falling_cosine_and_row() -> None:
@@ -95,7 +96,7 @@ def test_insert_nearest_equals_a_sort_by_falling_cosine_and_row() -> None:
     images, k, first = 6, 4, 10
     found = Neighbours(rows=np.full((images, k), -1), cosines=np.full((images, k), np.float32(-2), np.float32))
     seen: list[list[tuple[float, int]]] = [[] for _ in range(images)]
-    for start in range(0, 60, 12):  # a list of rows; cosines of few values, so that many are equal
+    for start in (24, 0, 48, 12, 36):  # a list of rows; cosines of few values, so that many are equal
         slots = np.arange(start, start + 12)
         queries = np.flatnonzero(random.random(images) < 0.7)
         values = -np.sort(-random.integers(-3, 4, (len(queries), 5)).astype(np.float32) / 4, axis=1)

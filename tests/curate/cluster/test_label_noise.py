@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.curate.cluster.label_noise import contradicted
+from rayface.curate.cluster.label_noise import contradicted, label_noise
 from rayface.curate.cluster.metrics import cluster_scores
-from rayface.curate.cluster.neighbours import nearest
+from rayface.curate.cluster.neighbours import Neighbours, nearest
 from tests.curate.cluster.test_cluster import Job, People, job
 
 __all__ = ["job"]  # the fixture
@@ -30,6 +30,14 @@ def test_contradicted_leaves_out_noise() -> None:
     vectors = np.eye(8)[[0, 0, 0, 1, 1]].astype(np.float32)
     found = contradicted(nearest(vectors, 4), np.array([-1, -1, 5, 3, 4]), 0.5)
     assert found.tolist() == [False, False, False, True, True]
+
+
+def test_label_noise_is_of_the_majority_of_neighbours_and_after_clustering_of_images_in_a_cluster() -> None:
+    rows = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    near = Neighbours(rows=rows, cosines=np.full((4, 3), 0.5, np.float32))
+    found = label_noise(near, np.array([0, 1, 0, 0]), np.array([0, -1, 0, 1]), 0.5)
+    assert (found.before, found.after) == (1 / 4, 1 / 3)  # image 1; image 3
+    assert label_noise(near, np.array([0, 1, 0, 0]), np.full(4, -1), 0.5).after == 0
 
 
 def test_cluster_within_and_merge_undoes_planted_merges_splits_and_wrong_labels(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rayface.curate.cluster.methods import METHODS, components, density
+from rayface.curate.cluster.methods import METHODS, components, density, merged_clusters
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.cluster.neighbours import Neighbours, nearest
 
@@ -24,6 +24,13 @@ def test_methods_find_persons_that_are_far_apart(people: People, name: str) -> N
 def test_methods_with_a_threshold_above_all_cosines_leave_images_alone(people: People, name: str) -> None:
     vectors, _ = people(4, 3)
     assert len(set(METHODS[name](vectors, nearest(vectors, 5), 1.1).tolist())) == 12
+
+
+def test_cohesive_of_images_that_are_mostly_of_one_person_finds_the_persons() -> None:
+    vectors = np.repeat(np.eye(2, 8, dtype=np.float32), [9, 1], axis=0)
+    near, labels = nearest(vectors, 3), [0] * 9 + [1]
+    assert METHODS["cohesive"](vectors, near, 0.5).tolist() == labels
+    assert merged_clusters(vectors, near, 0.5, np.arange(10) // 2).tolist() == [*labels[:8], 1, 1]
 
 
 def test_components_connect_only_mutual_neighbours() -> None:

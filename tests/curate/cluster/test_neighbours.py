@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rayface.curate.cluster import neighbours as module
-from rayface.curate.cluster.neighbours import Neighbours, nearest, search, unique_edges
+from rayface.curate.cluster.neighbours import Neighbours, merged, nearest, no_neighbours, search, unique_edges
 
 
 def units(count: int, size: int = 16, seed: int = 0) -> NDArray[np.float32]:
@@ -47,6 +47,18 @@ def test_nearest_of_fewer_images_than_neighbours_pads_with_minus_one() -> None:
     assert (found.rows[:, 2:] == -1).all()
     assert (found.cosines[:, 2:] == -2).all()
     assert sorted(found.rows[0, :2].tolist()) == [1, 2]
+
+
+def test_nearest_of_opposite_images_finds_them() -> None:
+    found = nearest(np.array([[1, 0], [-1, 0]], np.float32), 1)
+    assert (found.rows.tolist(), found.cosines.tolist()) == ([[1], [0]], [[-1], [-1]])
+
+
+def test_merged_neighbours_of_equal_cosine_are_by_row() -> None:
+    before = replace(no_neighbours(1), rows=np.full((1, 20), -1), cosines=np.full((1, 20), -2, np.float32))
+    rows = np.random.default_rng(0).permutation(40)[None]
+    found = merged(before, rows, np.float32(0.5) + (rows >= 30).astype(np.float32) / 4, np.array([33]))
+    assert found.rows.tolist() == [[30, 31, 32, *range(34, 40), *range(11)]]
 
 
 def test_unique_edges_keep_each_pair_once_and_no_loops() -> None:
