@@ -155,6 +155,9 @@ def test_add_vectors_leaves_the_state_of_their_components_and_identities() -> No
         assert getattr(state, name)[:components] == pytest.approx(getattr(wanted, name)[:components], abs=1e-4), name
     for name in ("identity_sums", "identity_counts", "cohesions", "sizes"):
         assert getattr(state, name)[used] == pytest.approx(getattr(wanted, name)[used], abs=1e-4), name
+    alone = with_room(empty_state(12), 2)
+    kernel.add_vectors(vectors[[0, 0]], np.empty((2, 0), np.int64), 0, alone, limits)
+    assert alone.cohesions[0] == alone.own_cohesions[0] > SCALE.expected
 
 
 def test_add_vectors_joins_within_the_radius_and_revisits_components_in_turn() -> None:
