@@ -8,10 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from rayface.curate import ogmc as module
-from rayface.curate.affinity import cohesion, scale_of
+from rayface.curate.affinity import RATIO, cohesion, scale_of
 from rayface.curate.cluster.metrics import cluster_scores
-from rayface.curate.ogmc import OnlineGaussianMixture
+from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.ogmc_index import FOUND
+from rayface.curate.ogmc_kernel import Thresholds
 from rayface.storage import DataError
 from tests.conftest import ObjectStore
 
@@ -172,6 +173,32 @@ def test_ogmc_refuses_to_delete_an_identity_that_is_not_there(faces: Drawn) -> N
             own.delete(10**6)
 
 
+def test_ogmc_uses_the_number_of_a_deleted_identity_again() -> None:
+    vectors = np.repeat(np.eye(3, 8), 2, axis=0)
+    own = mixture().partial_fit(vectors)
+    own.delete(1)
+    with pytest.raises(ValueError, match="identity 1: does not exist"):
+        own.delete(1)
+    assert own.partial_fit(vectors[2:4]).labels_.tolist() == [0, 0, -1, -1, 2, 2, 1, 1]
+
+
+def test_ogmc_indexes_the_components_of_a_whole_block_but_no_deleted_one() -> None:
+    """The block is the images between two updates of the index."""
+    vectors = np.eye(module._BLOCK, dtype=np.float32)
+    own = mixture(min_images=1).partial_fit(vectors[:100])
+    own.delete(50)
+    own.partial_fit(vectors[100:])
+    assert own._index is not None
+    rows = np.delete(np.arange(len(vectors)), 50)
+    assert own._index.arrays()["entries"].tolist() == rows.tolist()
+    assert own.nearest_components(vectors)[rows].tolist() == rows.tolist()
+
+
+def test_radius_of_a_link_is_a_distance_of_unit_vectors_of_bounded_cosine() -> None:
+    assert radius_of(0.35, 0.05) == pytest.approx(1)  # cosine .05 + 1.5 * .3
+    assert radius_of(0.9, 0.1, 1.8) == pytest.approx(0.2)  # .98 at most
+
+
 def test_ogmc_counts_identities_of_few_images_as_noise() -> None:
     vectors = np.repeat(np.eye(3, 8), [1, 2, 4], axis=0)
     assert (mixture(min_images=1).partial_fit(vectors).labels_ >= 0).all()
@@ -252,11 +279,28 @@ def test_ogmc_refuses_vectors_of_another_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"radius": 0}, {"radius": 3}, {"link": 2}, {"link": 0.3, "base": 0.4}, {"slack": 1}, {"revisits": -1}]
+    "options",
+    [
+        {"radius": 0},
+        {"radius": 2.1},
+        {"link": 1.1},
+        {"base": 0.3},
+        {"base": -1.1},
+        {"slack": 1},
+        {"slack": -0.1},
+        {"prior": 0},
+        {"revisits": -1},
+        {"min_images": 0},
+    ],
 )
 def test_ogmc_refuses_thresholds_out_of_range(options: Any) -> None:
     with pytest.raises(ValueError, match="must be"):
         mixture(**options)
+
+
+def test_ogmc_takes_thresholds_at_their_bounds() -> None:
+    options = {"radius": 2.0, "link": 1.0, "base": -1.0, "slack": 0.0, "prior": np.inf, "revisits": 0, "min_images": 1}
+    assert vars(mixture(**options).settings) == options
 
 
 def test_ogmc_looks_at_a_bounded_number_of_components(faces: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,3 +313,11 @@ def test_ogmc_looks_at_a_bounded_number_of_components(faces: Drawn, monkeypatch:
     assert max(width for width, _ in widths) == FOUND
     assert int(own._state.counters[0]) - widths[-1][1] <= module._BLOCK
     assert len(widths) == -(-len(faces[0]) // module._BLOCK)
+
+
+def test_ogmc_gives_its_settings_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    add = module.add_vectors
+    monkeypatch.setattr(module, "add_vectors", lambda *args: given.append(args[4]) or add(*args))
+    mixture(base=0.1, slack=0.2, prior=9.0, revisits=3).partial_fit(np.eye(4))
+    assert given == [Thresholds(0.7**2, RATIO * 0.8, 3, scale_of(0.3, 0.1, 9.0))]

@@ -93,6 +93,11 @@ def test_linked_of_a_pair_exactly_at_the_threshold_merges_it() -> None:
     assert average(vectors, 1, 0.5).tolist() == [0, 0]
 
 
+def test_linked_of_images_nearly_equal_but_below_the_threshold_leaves_them_apart() -> None:
+    vectors = np.array([[1, 0], [0.995, (1 - 0.995**2) ** 0.5]], np.float32)
+    assert linked(vectors, nearest(vectors, 1).edges(-1.0), scale_of(0.999, -1.0, np.inf)).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("prior", [60.0, np.inf])
 @pytest.mark.parametrize("parts", [False, True])
 def test_linked_with_many_copies_of_a_picture_takes_hardly_more_rounds(
@@ -107,7 +112,7 @@ def test_linked_with_many_copies_of_a_picture_takes_hardly_more_rounds(
         own = np.concatenate([vectors, np.repeat(vectors[:1], copies, axis=0)])
         start = np.r_[np.arange(0, 200) // 2, np.arange(200, len(own))] if parts else None
         rounds.clear()
-        found = linked(own, nearest(own, 10).edges(0.4), scale_of(0.4, 0.0, prior), start)
+        found = linked(own, nearest(own, 10).edges(0.4), scale_of(0.4, 0.05, prior), start)
         return found, len(rounds)
 
     (alone, before), (found, after) = clusters(0), clusters(300)
