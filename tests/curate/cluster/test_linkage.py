@@ -95,7 +95,9 @@ def test_linked_of_a_pair_exactly_at_the_threshold_merges_it() -> None:
 
 def test_linked_of_images_nearly_equal_but_below_the_threshold_leaves_them_apart() -> None:
     vectors = np.array([[1, 0], [0.995, (1 - 0.995**2) ** 0.5]], np.float32)
-    assert linked(vectors, nearest(vectors, 1).edges(-1.0), scale_of(0.999, -1.0, np.inf)).tolist() == [0, 1]
+    for start in (None, np.arange(2)):
+        found = linked(vectors, nearest(vectors, 1).edges(-1.0), scale_of(0.999, -1.0, np.inf), start)
+        assert found.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("prior", [60.0, np.inf])
