@@ -43,7 +43,7 @@ def test_far_from_mean_without_a_cosine_finds_nothing() -> None:
 
 
 def test_copies_of_equal_digests_keep_the_one_nearest_to_its_mean_else_the_first() -> None:
-    rows, others, cosines = copies_of(np.array([7, 8, 7, 8, 9, 7]), np.array([0.5, 0.3, 0.9, 0.3, 1.0, 0.1]))
+    rows, others, cosines = copies_of(np.array([7, 8, 7, 8, 9, 7]), np.array([0.5, 0.3, 0.54, 0.3, 1.0, 0.1]))
     assert list(zip(rows.tolist(), others.tolist(), strict=True)) == [(0, 2), (3, 1), (5, 2)]
     assert cosines.tolist() == [1, 1, 1]
     assert [side.tolist() for side in copies_of(np.zeros(0), np.zeros(0))] == [[], [], []]
