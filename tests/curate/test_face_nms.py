@@ -95,6 +95,19 @@ def test_suppress_many_equals_suppress_one_by_one(drawn: Any) -> None:
         assert (found.suppressed_by == by).all()
 
 
+def test_suppress_many_in_tasks_of_one_identity_is_the_same_and_names_the_first_bad_row(
+    drawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, offsets = drawn([3, 4, 1, 5])
+    whole = suppress_many(embeddings, offsets, 0.5)
+    monkeypatch.setattr("rayface.curate.face_nms._TASK_WORK", 1)
+    parts = suppress_many(embeddings, offsets, 0.5)
+    assert all((a == b).all() for a, b in zip(parts, whole, strict=True))
+    embeddings[[5, 9]] = 0
+    with pytest.raises(ValueError, match=r"^embeddings row 5: all zeros"):
+        suppress_many(embeddings, offsets, 0.5)
+
+
 def test_suppress_many_returns_the_scores(drawn: Any) -> None:
     """They equal sparsity_scores, in float32."""
     embeddings, offsets = drawn([1, 7, 7, 30])

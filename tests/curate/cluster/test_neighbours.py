@@ -68,6 +68,11 @@ def test_unique_edges_keep_each_pair_once_and_no_loops() -> None:
     assert edges.values == pytest.approx([0.1, 0.5])
 
 
+def test_edges_keep_cosines_at_the_threshold() -> None:
+    near = Neighbours(rows=np.array([[1], [0]]), cosines=np.full((2, 1), 0.5, np.float32))
+    assert (near.edges(0.5).a.tolist(), near.edges(0.5).b.tolist()) == ([0], [1])
+
+
 def test_edges_leave_out_cosines_below_the_threshold() -> None:
     x = units(40)
     edges = nearest(x, 6).edges(0.4)

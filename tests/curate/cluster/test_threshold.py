@@ -12,6 +12,7 @@ from rayface.curate.cluster.methods import METHODS
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.cluster.neighbours import nearest
 from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
+from rayface.curate.cluster.unit_vectors import silhouettes
 
 People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
 
@@ -86,6 +87,8 @@ def test_mean_silhouette_of_images_alone_in_their_cluster_is_zero(people: People
         wanted.append(0.0 if clusters[row] == 9 else (b - a) / max(a, b))
     found = module._mean_silhouette(vectors, clusters, np.arange(20))
     assert found == pytest.approx(np.mean(wanted), abs=1e-5)
+    alone = np.array([[1, 0], [0.6, 0.8]], np.float32)
+    assert silhouettes(alone, np.arange(2), alone, np.ones(2, np.int64)).tolist() == [0, 0]
 
 
 def test_estimated_threshold_of_strangers_alone_is_above_their_cosine() -> None:
