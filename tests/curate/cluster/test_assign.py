@@ -100,6 +100,10 @@ def test_cluster_takes_the_threshold_from_labelled_embeddings_if_given(
     assert other is not None
     assert own.threshold != other.threshold
     assert own.threshold == pytest.approx(other.threshold, abs=0.15)
+    put_embeddings(np.zeros(3, np.int64), np.eye(3, 64), "one")  # without a second identity, the margin is 2
+    one = keys | {"assign": str(tmp_path / "one"), "out": str(tmp_path / "c")}
+    job(**one, calibrate=str(tmp_path / "labelled"))
+    assert set(pq.read_table(tmp_path / "c" / "labels.parquet")["margin"].to_pylist()) == {2.0}
 
 
 def test_cluster_assigning_to_one_known_identity_is_refused(
