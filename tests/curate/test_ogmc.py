@@ -262,6 +262,18 @@ def test_ogmc_calibrated_on_labelled_images_clusters_others_well() -> None:
     assert cluster_scores(labels[~known], own.labels_).pairwise_f > 0.97
 
 
+def test_ogmc_calibrated_takes_the_smallest_components_of_the_best_score(
+    faces: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, labels = faces
+    found, scored = iter([(0.3, 0.97), (0.4, 0.97), (0.5, 0.95)]), []  # link and score of each reach
+    monkeypatch.setattr(module, "best_threshold", lambda _, known, *rest: scored.append(known) or next(found))
+    settings = OnlineGaussianMixture.calibrated(vectors, labels).settings
+    assert (settings.link, settings.radius) == (0.4, radius_of(0.4, settings.base, 1.5))
+    first, second = np.split(scored[0], 2)  # no image of one order is a pair with one of the other
+    assert not {*first.tolist()} & {*second.tolist()}
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [(np.zeros((2, 8)), "all zeros"), (np.full((1, 8), np.nan), "NaN or infinity"), (np.ones(8), "must be")],

@@ -106,6 +106,19 @@ def test_cluster_takes_the_threshold_from_labelled_embeddings_if_given(
     assert set(pq.read_table(tmp_path / "c" / "labels.parquet")["margin"].to_pylist()) == {2.0}
 
 
+def test_assign_of_an_image_at_the_threshold_leaves_it_a_stranger(
+    put_embeddings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = put_embeddings(np.arange(2), np.eye(2), "gallery")
+    np.save(tmp_path / "units-000000.npy", np.array([[0.6, 0.0], [0.7, 0.0]]))
+    vectors = UnitVectors(folder=WorkPath(root=tmp_path), starts=(0, 2))
+    for each in (module, unit_vectors):
+        monkeypatch.setattr(each, "map_unordered", lambda work, parts, *phase, **of: map(work, parts))
+    monkeypatch.setattr(module, "far_threshold", lambda *args: np.float32(0.6))
+    found = module.assign(vectors, known, None, WorkPath(root=tmp_path / "work"), 0.01, 1 << 20)
+    assert found.identity.tolist() == [-1, 0]
+
+
 def test_cluster_assigning_to_one_known_identity_is_refused(
     job: Job, assigned: Callable[..., Table], put_embeddings: Any, tmp_path: Path
 ) -> None:
