@@ -1,7 +1,10 @@
 """Random access to samples: any order, headers validated again."""
 
+import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,18 @@ from rayface.bench.slow_store import slow_store
 from rayface.data.dataset import open_dataset
 from rayface.data.shards import random_access
 from rayface.data.shards.members import encode_sample
-from rayface.data.shards.random_access import _parse_sample, _plain_sample, read_samples
+from rayface.data.shards.random_access import (
+    SampleReader,
+    _OpenFiles,
+    _parse_sample,
+    _plain_sample,
+    _runs,
+    _slicer,
+    locate_member,
+    read_samples,
+)
 from rayface.data.shards.samples import Fault, Sample, SampleIndex
+from rayface.data.shards.tar import member_blocks
 from rayface.storage import Source
 from tests.data.shard_files import JPEG, patch, small_dataset
 
@@ -26,21 +39,61 @@ def test_read_samples_in_any_order_returns_that_order(tmp_path: Path) -> None:
     assert read_samples(dataset.shard_paths(), dataset.index.select(slice(0, 0))) == []
 
 
+def tar(*files: tuple[str, bytes]) -> bytes:
+    return b"".join(block for name, data in files for block in member_blocks(name, data))
+
+
+@pytest.mark.parametrize(
+    ("names", "reason", "kind"),
+    [
+        (["k.1.jpg", "k.1.cls", "k.2.jpg", "k.2.cls"], "also a member of sample k.2", "index"),
+        (["k.jpg"], "no label with this key", "missing member"),
+        (["k.cls"], "no image with this key", "missing member"),
+        (["k.xyz"], "no image with this key", "missing member"),
+    ],
+)
+def test_members_that_are_not_one_sample_are_a_fault_with_the_reason(names: list[str], reason: str, kind: str) -> None:
+    data = tar(*((name, b"3") for name in names))
+    fault = _parse_sample("a.tar", _slicer(data, 0), 0, len(data), 3)
+    assert fault == Fault(shard="a.tar", member=names[0], offset=0, reason=reason, kind=kind)
+
+
+def test_locate_member_of_a_sample_finds_its_image_however_it_is_named(tmp_path: Path) -> None:
+    path, files = tmp_path / "a.tar", [("a.json", b"{}"), ("a.thumb.jpg", b"1"), ("a.jpg", b"2"), ("b.jpg", b"3")]
+    path.write_bytes(tar(*files))
+    assert locate_member(str(path), 0, 3 * 1024, ["jpg"]) == ("a.jpg", 2048)
+    assert locate_member(str(path), 0, 2 * 1024, ["jpg"]) == ("a.thumb.jpg", 1024)
+    assert locate_member(str(path), 0, 1024, ["jpg"]) == (None, 0)
+
+
 def test_plain_sample_of_any_damage_is_what_the_general_parser_finds() -> None:
     """The quick parser of plain samples returns the same or leaves it to the general one."""
     random, outcomes = np.random.default_rng(0), []
+    folder = tarfile.TarInfo("folder")
+    folder.type = tarfile.DIRTYPE
     for key, label in (("k1", 3), ("folder/k1", 12)):
         whole = encode_sample(key, label, b"\xff\xd8" + bytes(900))
         samples = [whole, whole[2 * 512 + 512 :] + whole[: 2 * 512 + 512]]  # the label first
-        for good in samples[:]:
+        samples.append(encode_sample(key[:-2], label, b"\xff\xd8" + bytes(900)))  # hidden: no sample
+        samples.append(whole[:1536] + folder.tobuf(tarfile.USTAR_FORMAT) + whole[1536:])
+        samples.append(whole + encode_sample("other", label, b"\xff\xd8"))
+        samples.append(tar((f"{key}.jpg", b"\xff\xd8"), (f"{key}.cls", b"%080d" % label)))
+        for good, headers in zip(samples[:2], ((0, 1536), (0, 1024)), strict=True):
             for at in [*range(0, 512, 3), *range(1536, 2100), *random.integers(len(good), size=50)]:
                 for byte in (0, ord("1"), ord("."), good[at] ^ 1):
-                    samples.append(good[:at] + bytes([byte]) + good[at + 1 :])
+                    changed = bytearray(good)
+                    changed[at] = byte
+                    samples.append(bytes(changed))
+                    for header in headers:  # with a valid checksum
+                        changed[header + 148 : header + 156] = b" " * 8
+                        changed[header + 148 : header + 156] = b"%06o\0 " % sum(changed[header : header + 512])
+                    samples.append(bytes(changed))
         for data in samples:
-            found = _parse_sample("a.tar", lambda at, n, data=data: data[at : at + n], 0, len(data), label)
-            quick = _plain_sample(data, 0, 0, len(data), label)
+            found = _parse_sample("a.tar", _slicer(data, 512), 512, 512 + len(data), label)
+            quick = _plain_sample(data, 512, 0, len(data), label)
             assert quick in (None, found)
             outcomes.append((quick is not None, isinstance(found, Sample)))
+    assert outcomes[:6] == [(True, True)] * 2 + [(False, False), (False, True)] + [(False, False)] * 2
     assert outcomes.count((True, True)) > 1000
     assert outcomes.count((False, False)) > 1000
 
@@ -118,3 +171,76 @@ def test_read_samples_of_an_object_store_reads_across_small_gaps(
             assert [sample.key for sample in found] == ["k4", "k2", "k0"]
             assert sorted(reads) == wanted
             reads.clear()
+
+
+def test_runs_are_neighbours_of_a_shard_with_gaps_that_are_cheaper_than_a_request() -> None:
+    far = 32 << 20
+    samples = [(1, 700, 100), (0, 0, 100), (0, 100, 50), (0, 150, 10), (0, 161, 9), (1, 0, 500), (1, 800, 100)]
+    samples += [(1, 0, 500), (0, far - 100, 100), (0, far, 100), (1, 1101, 9), (2, 1110, 9)]
+    shard, offset, num_bytes = np.array(samples).T
+    index = SampleIndex(shard, offset, num_bytes, np.arange(12), np.arange(12) + 20)
+    found = _runs(index, np.array([0, 200, 5000]))
+    assert [(number, positions) for number, positions, *_ in found] == [
+        (0, [1, 2, 3]),
+        (0, [4]),
+        (0, [8]),
+        (0, [9]),
+        (1, [5]),
+        (1, [7, 0, 6]),
+        (1, [10]),
+        (2, [11]),
+    ]
+    assert found[5][2:] == ([0, 700, 800], [500, 800, 900], [27, 20, 26])
+
+
+@pytest.mark.parametrize(
+    ("shard", "seconds", "at_once"), [("a.tar", 0.0009, 0), ("a.tar", 0.0011, 4), ("s3://b/a.tar", 0, 12)]
+)
+def test_reads_are_in_flight_together_where_each_takes_long(
+    monkeypatch: pytest.MonkeyPatch, shard: str, seconds: float, at_once: int
+) -> None:
+    now, together = [0.0], []
+
+    def read_run(self: SampleReader, run: Any) -> list[Any]:
+        now[0] += seconds
+        return [(position, None) for position in run[1]]
+
+    def map_together(work: Any, runs: Any) -> list[Any]:
+        together.extend(runs)
+        return [work(run) for run in together]
+
+    monkeypatch.setattr(random_access, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(SampleReader, "_read_run", read_run)
+    zeros = np.zeros(12, np.int64)
+    with SampleReader(["a.tar", shard]) as reader:
+        monkeypatch.setattr(reader._pool, "map", map_together)
+        index = SampleIndex(np.arange(12) // 11, zeros, zeros + 512, zeros, zeros)
+        assert [position for position, _ in reader.read(index)] == list(range(12))
+    assert len(together) == at_once
+
+
+def test_open_files_of_a_store_are_closed_when_unused_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    closed: list[str] = []
+
+    class File:
+        def __init__(self, path: str) -> None:
+            opened.append(path[-1])
+            self.close = lambda: closed.append(path[-1])
+
+    monkeypatch.setattr(random_access, "Source", File)
+    monkeypatch.setattr(random_access, "_KEPT_OPEN", 2)
+    files = _OpenFiles()
+
+    def use(*names: str) -> None:
+        for name in names:
+            with files.opened(f"s3://{name}"):
+                pass
+
+    use("a", "b", "a", "c")
+    assert (opened, closed) == (["a", "b", "c"], ["b"])
+    with files.opened("s3://a"):
+        use("d", "e")
+    assert (opened[3:], closed[1:]) == (["d", "e"], ["c", "d"])  # a was in use
+    files.close()
+    assert sorted(closed) == sorted(opened)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -130,3 +131,37 @@ def test_blocks_of_a_dealer_come_in_turn_and_the_rank_says_when_it_is_done(
     assert found == list(range(taken))
     assert set(range(taken)) <= set(dealer.asked) <= set(range(taken + 3))  # at most two turns ahead
     assert dealer.ended == [0]
+
+
+def test_blocks_are_requested_while_the_first_is_read_and_left_when_closed_after_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Were a block fetched then, or the dealer called, ray.get would start a Ray of its own."""
+    asked, answers, fetched = threading.Semaphore(0), [threading.Event() for _ in range(3)], []
+
+    def get(value: Any) -> Any:
+        if isinstance(value, pa.Table):
+            fetched.append(value["turn"][0].as_py())
+        else:
+            asked.release()
+            assert answers[value[0]["turn"][0].as_py()].wait(30)
+        return value
+
+    monkeypatch.setattr(batches.ray, "get", get)
+    monkeypatch.setattr(batches.ray, "is_initialized", lambda: False)
+    others, dealer = {*threading.enumerate()}, Dealer()
+    dealt = SimpleNamespace(dealer=dealer, stream=SimpleNamespace(turns_ahead=2))
+    blocks = batches._blocks(dealt, 0, "here")  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, blocks)
+        try:
+            assert all(asked.acquire(timeout=30) for _ in range(3))
+        finally:
+            answers[0].set()
+        first.result()
+    blocks.close()
+    for answer in answers:
+        answer.set()
+    for thread in {*threading.enumerate()} - others:
+        thread.join()
+    assert (fetched, dealer.ended) == ([0], [])

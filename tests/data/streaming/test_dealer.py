@@ -137,7 +137,80 @@ def test_dealer_stops_reading_once_all_ranks_are_done(deal: Any, monkeypatch: py
     dealer.done(1)
     assert ended == [True]
     assert not dealer._thread.is_alive()
+    assert dealer._turns == {}  # the second turn, which no rank requested, was not taken from Ray Data
     assert dealer.take(0, "a", 5) is None
+
+
+def test_dealer_whose_ranks_are_done_before_they_took_a_turn_ends(deal: Any) -> None:
+    dealer = deal(1)
+    dealer.done(0)
+    dealer.done(1)
+    assert dealer.take(0, "a", 0) is None
+
+
+def test_dealer_gives_a_rank_that_is_ahead_its_turn_whatever_the_others_request(deal: Any) -> None:
+    dealer = deal(3)
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(dealer.take, 0, "a", turn) for turn in (0, 1)]
+        with dealer._changed:
+            assert dealer._changed.wait_for(lambda: dealer._asked == 1, 30)
+        try:
+            assert dealer.take(1, "a", 0) == ["0 on a"]
+            assert [each.result(30) for each in ahead] == [["0 on a"], ["1 on a"]]
+        finally:
+            dealer.done(0)
+            dealer.done(1)
+
+
+def test_dealer_answers_the_open_requests_of_a_rank_that_is_done(deal: Any) -> None:
+    dealer = deal(1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(dealer.take, 0, "a", 0)  # for rank 1
+        dealer.done(0)
+        try:
+            assert waiting.result(30) is None
+        finally:
+            dealer.done(1)
+    failed = deal(0, DataError("all images of a window are corrupt"))
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(take_all, failed, rank, "a") for rank in range(2)]:
+            assert isinstance(each.exception(), DataError)
+    failed.done(0)
+    assert failed.take(0, "a", 1) is None
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_dealer_of_a_ray_of_its_own_executes_data_locally(
+    deal: Any, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(module, "schedule_promptly", lambda: None)
+    monkeypatch.setattr(module, "execute_data_locally", lambda: called.append(True))
+    dealer = deal(0)
+    dealer._stream = stream(local=local)
+    dealer._run()
+    assert called == [True] * local
+
+
+def test_blocks_of_a_stream_are_read_in_executions_with_early_steps_in_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = SampleOrder(num_samples=80, batch_size=4, window_images=32, chunk_images=1)  # windows of 8, 8 and 4 steps
+    dealer, reads = Dealer(stream(order=order, world_size=3, turns_per_execution=2, block_images=4)), []
+
+    def read(stream: Stream, turns: list[range], nodes: list[list[int]], early: range | None) -> Iterator[int]:
+        reads.append((turns, nodes, early))
+        count = (len(turns) + (early is not None)) * len(nodes)
+        return iter(range(100 * len(reads), 100 * len(reads) + count))
+
+    monkeypatch.setattr(module, "_read", read)
+    dealer._node_of = {2: "a", 1: "b", 0: "a"}
+    found = list(dealer._blocks())
+    assert reads == [
+        ([range(0, 1), range(1, 2)], [[0, 2], [1]], range(0, 2)),
+        ([range(2, 3)], [[0, 2], [1]], None),
+    ]
+    assert found == [{"a": first, "b": first + 1} for first in (100, 102, 104, 200)]
 
 
 def test_rounds_without_progress_last_longer_each_time_unless_the_loop_waited_itself(
@@ -163,6 +236,12 @@ def test_rounds_without_progress_last_longer_each_time_unless_the_loop_waited_it
     for _ in range(20):
         rest.on_execution_step(executor)
     assert slept[-1] == 0.05
+    for counter in vars(metrics):  # progress of any kind
+        setattr(metrics, counter, 9)
+        slept.clear()
+        rest.on_execution_step(executor)
+        rest.on_execution_step(executor)
+        assert slept == [0.001], counter
 
 
 def test_read_ahead_of_any_tasks_is_a_turn_each_and_those_that_ranks_hold() -> None:

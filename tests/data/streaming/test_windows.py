@@ -25,7 +25,7 @@ def test_stream_and_embed_decode_every_format_and_name_corrupt_images(tmp_path: 
     files = []
     for i in range(8):
         data = picture(i, suffix)
-        files += [(f"k.{i}.{suffix}", data[:-20] if i == 5 else data), (f"k.{i}.json", b'{"label": %d}' % i)]
+        files += [(f"k.{i}.json", b'{"label": %d}' % i), (f"k.{i}.{suffix}", data[:-20] if i == 5 else data)]
     write_tar(tmp_path / "a.tar", files)
     dataset = open_dataset(tmp_path)
     wanted, _ = decode_images([picture(i, suffix) for i in range(8)], 32)
@@ -37,8 +37,8 @@ def test_stream_and_embed_decode_every_format_and_name_corrupt_images(tmp_path: 
         (block,) = read_windows(reader, dataset.index, order, [0], 32, [[0]])
     (part,) = rank_windows(block, order, 0, 1, 32)
     assert np.array_equal(part.images[0], wanted[part.labels[0]])
-    for member in (chunk.faults[0].member, part.faults[0].member):
-        assert member == f"k.5.{suffix}"
+    for fault in (chunk.faults[0], part.faults[0]):
+        assert (fault.member, fault.offset) == (f"k.5.{suffix}", dataset.index.offset[5] + 1024)  # behind its label
 
 
 @pytest.fixture
@@ -121,6 +121,30 @@ def test_corrupt_images_are_listed_by_offset_and_replaced_by_all_valid_ones_in_t
     wanted, _ = decode_images([picture(i, "png") for i in range(2)], 32)
     assert np.array_equal(part.images, wanted[part.labels])
     assert np.bincount(part.labels.ravel()).min() > 3
+
+
+def test_corrupt_images_of_windows_read_together_are_replaced_and_named_in_their_own_window(tmp_path: Path) -> None:
+    first, second = ORDER.window(0).ravel(), ORDER.window(1).ravel()
+    corrupt = {int(image) for image in (first.min(), first.max(), second[0])}
+    members = []
+    for i in range(12):
+        data = picture(i, "png")
+        members.append([(f"k{i}.png", data[:-40] if i in corrupt else data), (f"k{i}.cls", b"%d" % i)])
+    write_tar(tmp_path / "a.tar", [member for pair in members[:9] for member in pair])
+    write_tar(tmp_path / "b.tar", [member for pair in members[9:] for member in pair])
+    dataset = open_dataset(tmp_path)
+    with SampleReader(dataset.shard_paths()) as reader:
+        (block,) = read_windows(reader, dataset.index, ORDER, [0, 1], 32, [[0]])
+    wanted, _ = decode_images([picture(i, "png") for i in range(12)], 32)
+    named = []
+    for part, drawn in zip(rank_windows(block, ORDER, 0, 1, 32), (first, second), strict=True):
+        named.append([fault.member for fault in part.faults])
+        shown = part.labels.ravel()
+        valid = [image not in corrupt for image in drawn.tolist()]
+        assert shown[valid].tolist() == drawn[valid].tolist()
+        assert set(shown.tolist()) <= set(drawn.tolist()) - corrupt
+        assert np.array_equal(part.images, wanted[part.labels])
+    assert named == [[f"k{first.min()}.png", f"k{first.max()}.png"], [f"k{second[0]}.png"]]
 
 
 def test_window_of_corrupt_images_alone_is_refused_in_one_line(dataset: Dataset, tmp_path: Path) -> None:
