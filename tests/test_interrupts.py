@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -39,7 +40,26 @@ def test_interrupt_is_found_behind_the_error_that_it_caused():
     error = SystemError("a call returned a result with an exception set")
     error.__cause__ = Terminated()
     assert isinstance(interrupt_in(error), Terminated)
+    error.__cause__ = RuntimeError("raised while it was handled")
+    error.__cause__.__context__ = KeyboardInterrupt()
+    assert interrupt_in(error) is error.__cause__.__context__
     assert interrupt_in(ValueError("no interrupt")) is None
+
+
+def test_handlers_are_of_the_context_and_of_the_main_thread_and_leave_those_of_the_caller():
+    before = [signal.getsignal(number) for number, *_ in SIGNALS]
+    with terminable():
+        assert all(signal.getsignal(number) not in before for number, *_ in SIGNALS)
+    assert [signal.getsignal(number) for number, *_ in SIGNALS] == before
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminable():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before[1])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(terminable().__enter__).result()
+    assert [signal.getsignal(number) for number, *_ in SIGNALS] == before
 
 
 @pytest.mark.parametrize(("number", "kind", "code"), SIGNALS)
