@@ -188,9 +188,9 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
             r"(DataError|StorageError): (.+)", str(cause)
         ):  # raised in a read task, which Ray wraps in text
             return (DataError if found[1] == "DataError" else StorageError)(found[2])
-    if all(isinstance(cause, _PASSING) for cause in causes.values()):
-        return None
-    return TrainingStoppedError(f"{describe(failures)} (cluster.debug=true shows more)")
+    # The others may only have lost their connection to the failed worker.
+    lasting = {rank: cause for rank, cause in causes.items() if not isinstance(cause, _PASSING)}
+    return TrainingStoppedError(f"{describe(lasting)} (cluster.debug=true shows more)") if lasting else None
 
 
 def _full_disk(error: BaseException) -> str:

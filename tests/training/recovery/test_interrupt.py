@@ -69,11 +69,34 @@ def interrupted_work(run: RunDirectory, then: Callable[[], object] = lambda: Non
     return work
 
 
-def test_run_that_is_interrupted_is_asked_to_stop_and_raises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_run_that_is_interrupted_is_asked_to_stop_and_raises(tmp_path: Path, fails: bool) -> None:
     run = RunDirectory(tmp_path)
+
+    def fail() -> None:
+        run.write_outcome({"steps": 3})
+        raise ValueError("after its outcome")
+
     with pytest.raises(KeyboardInterrupt):
-        run_interruptibly(interrupted_work(run), run, 30.0)
+        run_interruptibly(interrupted_work(run, fail if fails else lambda: None), run, 30.0)
     assert not run.stop_requested()
+
+
+def test_run_that_has_stepped_has_its_grace_time_while_its_workers_start_again(tmp_path: Path) -> None:
+    run, looked = RunDirectory(tmp_path), threading.Event()
+
+    def has_stepped() -> bool:
+        first = not looked.is_set()
+        looked.set()
+        return first
+
+    def work() -> None:
+        assert looked.wait(30)
+        WAITING.clear()  # the next wait begins after the look
+        interrupted_work(run, lambda: run.write_outcome({"steps": 3}))()
+
+    run_interruptibly(work, run, 30.0, has_stepped)
+    assert run.has_outcome()
 
 
 def test_run_that_finishes_in_spite_of_an_interrupt_does_not_raise(tmp_path: Path) -> None:
@@ -84,6 +107,7 @@ def test_run_that_finishes_in_spite_of_an_interrupt_does_not_raise(tmp_path: Pat
 
 def test_run_that_does_not_end_in_its_grace_time_is_left(tmp_path: Path) -> None:
     run, end = RunDirectory(tmp_path), threading.Event()
+    run.write_outcome({"steps": 3})
     with pytest.raises(KeyboardInterrupt):
         run_interruptibly(interrupted_work(run, end.wait), run, 0.05)
     end.set()

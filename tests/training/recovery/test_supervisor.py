@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfDiskError
+from ray.exceptions import ActorDiedError, OutOfDiskError, WorkerCrashedError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
@@ -37,10 +37,10 @@ LOST = UserExceptionWithTraceback(RuntimeError("gloo\nConnection closed by peer"
 DEAD = WorkerHealthCheckFailedError("no answer", ActorDiedError())
 
 
-def from_a_full_disk() -> RuntimeError:
+def from_a_full_disk(link: str) -> RuntimeError:
     """As a library that hides what the system said, which only the chain of causes knows."""
     error = RuntimeError("PytorchStreamWriter failed writing file")
-    error.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/a/journal/rank0.jsonl")
+    setattr(error, link, OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/a/journal/rank0.jsonl"))
     return error
 
 
@@ -49,7 +49,8 @@ def from_a_full_disk() -> RuntimeError:
     [
         (OSError(errno.ENOSPC, "No space left on device", "/runs/a/faults.log"), "/runs/a/faults.log: No space left"),
         (OSError(errno.EROFS, "Read-only file system"), "a disk: Read-only file system"),
-        (from_a_full_disk(), "rank0.jsonl: Disk quota exceeded"),
+        (from_a_full_disk("__cause__"), "rank0.jsonl: Disk quota exceeded"),
+        (from_a_full_disk("__context__"), "rank0.jsonl: Disk quota exceeded"),
         (RuntimeError("Error: I/O error: No space left on device (os error 28)"), "No space left on device"),
         (OutOfDiskError("Local disk is full"), "disk"),
     ],
@@ -76,6 +77,7 @@ def test_describe_of_a_dead_worker_names_it_before_those_that_lost_it():
     assert describe({0: LOST, 2: DEAD}) == "worker 2 died"
     assert describe({0: LOST}) == "worker 0 failed: gloo Connection closed by peer"
     assert lasting_cause({0: LOST, 2: DEAD}) is None
+    assert lasting_cause({0: UserExceptionWithTraceback(WorkerCrashedError(), "trace")}) is None
     assert lasting_cause({0: UserExceptionWithTraceback(ValueError("x"), "trace"), 1: DEAD}) is None
 
 
@@ -94,20 +96,40 @@ def test_describe_of_a_dead_worker_names_it_before_those_that_lost_it():
 def test_cause_of_a_lasting_error_is_the_workers_own_message(cause, message, tmp_path):
     failures = {0: LOST, 1: UserExceptionWithTraceback(cause, "trace")}
     lasting = lasting_cause(failures)
-    assert str(lasting) == message
+    assert (str(lasting), type(lasting).__name__ in repr(cause)) == (message, True)
     said = cause_of(WorkerGroupError("many lines", failures), RunDirectory(tmp_path))
     assert (type(said), str(said)) == (type(lasting), message)
 
 
+def test_supervisor_of_a_lasting_error_raises_it_and_records_no_restart(tmp_path):
+    run = RunDirectory(tmp_path)
+    failed = WorkerGroupPollStatus({0: WorkerStatus(running=False, error=DataError("too many"))})
+    with pytest.raises(DataError, match=r"^too many$"):
+        Supervisor(run, TrainConfig(num_workers=2)).after_worker_group_poll_status(failed)
+    assert run.restarts() == []
+
+
+def test_cause_of_the_controller_or_of_a_first_failure_is_said_without_attempts(tmp_path):
+    run, reason = RunDirectory(tmp_path), "worker 0 failed: gloo Connection closed by peer"
+    said = f"{reason} (cluster.debug=true shows more)"
+    known = TrainingStoppedError("workers cannot be started")
+    assert cause_of(ControllerError(known), run) is known
+    assert str(cause_of(ControllerError(KeyError("x")), run)).startswith("Ray Train stopped: KeyError: 'x' (")
+    assert str(cause_of(WorkerGroupError("many lines", {0: LOST}), run)) == said
+    run.add_restart(reason)
+    assert str(cause_of(WorkerGroupError("many lines", {0: LOST}), run)) == said
+
+
 def test_lasting_cause_of_a_program_error_stops_the_run():
-    found = lasting_cause({1: UserExceptionWithTraceback(KeyError("x"), "trace")})
+    found = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(KeyError("x"), "trace")})
+    assert type(lasting_cause({1: UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")})) is ValueError
     assert isinstance(found, TrainingStoppedError)
     assert str(found) == "worker 1 failed: KeyError: 'x' (cluster.debug=true shows more)"
 
 
 def test_supervisor_without_nodes_for_too_long_stops_the_run(tmp_path, monkeypatch):
-    now = [0.0]
-    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    now, slept = [0.0], []
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=slept.append)
     monkeypatch.setattr(supervisor, "time", clock)
     watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=[2, 4], wait_for_nodes=100))
     lost = WorkerGroupError("many lines", {0: LOST, 1: DEAD})
@@ -115,7 +137,7 @@ def test_supervisor_without_nodes_for_too_long_stops_the_run(tmp_path, monkeypat
     for now[0], before, after in [
         (0, InitializingState(), RunningState()),
         (500, RunningState(), restarting),
-        (590, restarting, scheduling),
+        (605, restarting, scheduling),
         (610, scheduling, RunningState()),  # a group that takes long to start is no missing node
         (900, RunningState(), restarting),
         (999, restarting, restarting),
@@ -124,17 +146,26 @@ def test_supervisor_without_nodes_for_too_long_stops_the_run(tmp_path, monkeypat
     now[0] = 1001
     with pytest.raises(TrainingStoppedError, match=r"^train.num_workers: 2: .* for 101 s .*, then resume the run$"):
         watching.after_controller_state_update(restarting, restarting)
+    assert slept == [0.2] * 2  # where nothing changed
+    hasty = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=[2, 4], wait_for_nodes=0))
+    for now[0] in (2000, 2019):  # a start may count on a lost node for 20 s
+        hasty.after_controller_state_update(scheduling, restarting)
+    now[0] = 2021
+    with pytest.raises(TrainingStoppedError, match=r"for 21 s"):
+        hasty.after_controller_state_update(scheduling, restarting)
 
 
 @pytest.mark.parametrize(
     ("failure", "stops"),
     [(WorkerGroupStartupFailedError("no such\nfile"), True), (WorkerGroupStartupTimeoutError(2), False)],
 )
-def test_supervisor_of_workers_that_fail_to_start_stops_the_run(tmp_path, failure, stops):
+def test_supervisor_of_workers_that_fail_to_start_stops_the_run(tmp_path, monkeypatch, failure, stops):
+    monkeypatch.setattr(supervisor, "_POLL_SECONDS", 0)
     watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2))
     failed = ReschedulingState(training_failed_error=ControllerError(failure))
     for _ in range(10):
         watching.after_controller_state_update(SchedulingState(None), failed)
+        watching.after_controller_state_update(failed, failed)  # still the same failure
     with (
         pytest.raises(TrainingStoppedError, match=r"^workers cannot be started: no such file")
         if stops
@@ -171,12 +202,13 @@ def test_supervisor_of_a_preempted_node_drains_the_workers_once(tmp_path):
 
 def test_supervisor_of_a_recorded_hang_gives_it_as_the_reason_of_the_restart(tmp_path):
     run = RunDirectory(tmp_path)
-    watching = Supervisor(run, TrainConfig(num_workers=2))
+    watching = Supervisor(run, TrainConfig(num_workers=(1, 2), grace_seconds=0))
     failed = WorkerGroupPollStatus({0: WorkerStatus(running=False, error=LOST)})
     run.record_hang("worker 1 hangs")
     for reason in ("worker 1 hangs", "worker 0 failed: gloo Connection closed by peer"):
         watching.after_worker_group_training_start(None)
         watching.after_worker_group_poll_status(failed)
+        watching.before_controller_execute_resize_decision(types.SimpleNamespace(num_workers=1))  # nothing trains
         assert run.restarts()[-1] == reason
 
 
@@ -224,17 +256,23 @@ def changed(monkeypatch) -> list[str]:
     return names
 
 
-def test_controller_ends_without_exit_handlers(tmp_path, changed):
+@pytest.mark.parametrize(("num_workers", "seconds"), [((2, 2), None), ((2, 4), "20.0")])
+def test_controller_ends_without_exit_handlers_and_counts_on_lost_nodes_only_if_elastic(
+    tmp_path, changed, monkeypatch, num_workers, seconds
+):
+    variables = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "HOME": "/"}
+    monkeypatch.setattr(supervisor, "os", types.SimpleNamespace(environ=variables))
     start = types.SimpleNamespace(run_config=types.SimpleNamespace(name="abc"))
-    Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2)).after_controller_start(start)
+    Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=num_workers)).after_controller_start(start)
     assert changed == ["without_synchronization", "end_without_exit_handlers"]
+    assert variables == {"HOME": "/"} | ({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": seconds} if seconds else {})
 
 
 @pytest.mark.usefixtures("changed")
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_supervisor_of_a_mirrored_run_starts_stores_on_the_nodes_of_every_group(tmp_path, monkeypatch, mirrored):
     started = []
-    monkeypatch.setattr(supervisor, "start_stores", lambda run, nodes: started.append((run, nodes)) or [])
+    monkeypatch.setattr(supervisor, "start_stores", lambda run, nodes: started.append((run, nodes)) or nodes)
     watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2), mirrored=mirrored)
     config = types.SimpleNamespace(name="abc")
     watching.after_controller_start(types.SimpleNamespace(run_config=config))
@@ -242,6 +280,7 @@ def test_supervisor_of_a_mirrored_run_starts_stores_on_the_nodes_of_every_group(
         workers = [types.SimpleNamespace(metadata=types.SimpleNamespace(node_id=node)) for node in nodes]
         watching.after_worker_group_training_start(types.SimpleNamespace(get_workers=lambda found=workers: found))
     assert started == ([("abc", ["a", "b"]), ("abc", ["a", "a"])] if mirrored else [])
+    assert watching._stores == ["a", "b", "a", "a"] * mirrored  # without their handles they would end
 
 
 def test_cause_of_the_last_attempt_names_reason_and_attempts(tmp_path):

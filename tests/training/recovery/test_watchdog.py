@@ -2,6 +2,7 @@
 
 import struct
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from rayface.training.recovery import watchdog as watchdog_module
 from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind, has_stepped
 from rayface.training.run_directory import RunDirectory
 from tests.ranks import run_ranks
@@ -91,6 +93,62 @@ def test_watchdog_of_rank_0_that_starts_deletes_the_report_of_earlier_workers(tm
         assert run.take_hang() is None
 
 
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [0.0]
+    fake = types.SimpleNamespace(monotonic=lambda: now[0], time=lambda: 1000.0 + now[0])
+    monkeypatch.setattr(watchdog_module, "time", fake)
+    return now
+
+
+def test_watchdog_writes_every_sign_of_progress_and_counts_from_it(tmp_path, clock):
+    run, written = RunDirectory(tmp_path), [1]
+    with Watchdog(run, 0, 1, 100.0, lambda: written[0]) as watchdog:
+        watchdog._stop.set()  # its thread would look, too
+        clock[0] = 50.0
+        watchdog.at("forward", 3, 1)
+        assert furthest_behind(run, 1) == (3, 1, "forward", 0, 1050.0, 0)
+        assert [watchdog.standstill(now) for now in (149, 151)] == [0, 101]
+        clock[0] = 90.0
+        watchdog.alive()
+        watchdog.alive()
+        assert furthest_behind(run, 1) == (3, 1, "forward", 2, 1090.0, 0)
+        assert [watchdog.standstill(now) for now in (189, 191)] == [0, 101]
+        watchdog.at("checkpoint", 3)
+        assert furthest_behind(run, 1) == (3, 0, "checkpoint", 0, 1090.0, 0)
+        assert watchdog.standstill(90) == 0  # the other workers see that a file grows, too
+        assert furthest_behind(run, 1) == (3, 0, "checkpoint", 1, 1090.0, 0)
+
+
+def test_watchdog_without_a_timeout_is_off(tmp_path):
+    with Watchdog(RunDirectory(tmp_path), 0, 1, 0.0, lambda: None) as watchdog:
+        watchdog.at("forward", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_waiting_worker_looks_for_progress_of_the_slowest_after_a_quarter_of_the_timeout(tmp_path, clock):
+    (tmp_path / "beats").mkdir()
+    write_beat(tmp_path, 0, 7, "forward")
+    write_beat(tmp_path, 1, 7, "score")
+    watchdog = Watchdog(RunDirectory(tmp_path), 0, 2, 100.0, lambda: None)
+    watchdog.at("forward", 7)
+    assert [watchdog.standstill(now) for now in (24, 26, 125, 127)] == [0, 0, 0, 101]
+
+
+@pytest.mark.parametrize(("piece", "place"), [(0, "step 7, loss"), (1, "step 7, loss of micro-batch 2")])
+def test_report_of_a_hang_names_the_slowest_worker_and_its_place(tmp_path, piece, place):
+    run = RunDirectory(tmp_path)
+    watchdog = Watchdog(run, 1, 2, 10.0, lambda: None)
+    watchdog.at("loss", 7, piece)
+    watchdog._report(11.2)  # no heartbeat can be read
+    assert run.take_hang() == f"worker 1 hangs: no progress for 11 s in {place} (train.hang_timeout)"
+    (tmp_path / "beats").mkdir()
+    write_beat(tmp_path, 0, 6, "data")
+    (tmp_path / "beats" / "rank_00001").write_bytes(b"cut off")
+    watchdog._report(11.2)
+    assert run.take_hang() == "worker 0 hangs: no progress for 11 s in step 6, data (train.hang_timeout)"
+
+
 def train_and_hang(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     with Watchdog(RunDirectory(Path(folder)), rank, 2, 5.0, lambda: None) as watchdog:
@@ -121,5 +179,7 @@ def test_has_stepped_is_true_from_the_first_step_of_the_session_on_whatever_the_
     for phase, stepped in (("start", False), ("evaluate", False), ("score", False), ("forward", True), ("data", True)):
         write_beat(tmp_path, 0, 7, phase)  # in 1970
         assert has_stepped(run) is stepped
+    write_beat(tmp_path, 1, 0, "start")
+    assert has_stepped(run)
     run.clear_heartbeats()  # by the driver of the next session
     assert not has_stepped(run)
