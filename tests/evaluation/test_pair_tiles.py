@@ -46,17 +46,24 @@ def test_sample_genuine_of_many_pairs_has_the_mean_of_all():
     assert np.abs(sample[:, None][:500] - cosine).min(1).max() < 1e-12
 
 
-def test_extremes_of_small_tiles_are_the_worst_pairs():
+@pytest.mark.parametrize(
+    ("shape", "count", "above"), [((17, 7), 5, None), ((100, 100), 5, None), ((1, 1), 2000, None), ((1, 1), 5, 3)]
+)
+def test_extremes_of_any_tiles_are_the_worst_pairs(shape, count, above):
     random = np.random.default_rng(0)
     embeddings, labels = random.normal(size=(60, 4)), random.integers(0, 9, 60)
-    pairs, extremes = PairTiles.of(embeddings, labels), Extremes(5)
-    for tile in pairs.tiles((17, 7)):
-        extremes.add(tile, tile.take_genuine())
+    pairs, extremes = PairTiles.of(embeddings, labels), Extremes(count)
     units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     a, b = np.triu_indices(60, 1)
     cosine, same = (units[a] * units[b]).sum(1), labels[a] == labels[b]
-    np.testing.assert_allclose([score for score, *_ in extremes.genuine], np.sort(cosine[same])[:5], atol=1e-14)
-    np.testing.assert_allclose([score for score, *_ in extremes.impostor], np.sort(cosine[~same])[:-6:-1], atol=1e-14)
+    lowest, highest = np.sort(cosine[same])[:count], np.sort(cosine[~same])[::-1][:count]
+    floor = -np.inf
+    if above is not None:
+        floor, highest = highest[above - 1 : above + 1].mean(), highest[:above]
+    for tile in pairs.tiles(shape):
+        extremes.add(tile, tile.take_genuine(), floor)
+    np.testing.assert_allclose([score for score, *_ in extremes.genuine], lowest, atol=1e-14)
+    np.testing.assert_allclose([score for score, *_ in extremes.impostor], highest, atol=1e-14)
     for score, i, j in [*extremes.genuine, *extremes.impostor]:
         assert abs(units[pairs.order[i]] @ units[pairs.order[j]] - score) < 1e-12
 

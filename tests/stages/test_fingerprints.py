@@ -47,6 +47,10 @@ def test_fingerprint_of_a_result_whose_files_are_gone_is_none(tmp_path: Path) ->
         assert STAGES[verb].fingerprint(tmp_path) is None
         (tmp_path / name).touch()
         assert STAGES[verb].fingerprint(tmp_path) is not None
+    embedded = STAGES["embed"].fingerprint(tmp_path)
+    for field in (*says, "seconds"):
+        (tmp_path / "embeddings.json").write_text(json.dumps({**manifest, field: 2}))
+        assert (STAGES["embed"].fingerprint(tmp_path) == embedded) == (field == "seconds"), field
     (tmp_path / "core_set.parquet").unlink()
     assert STAGES["prune"].fingerprint(tmp_path) is None
 
@@ -56,5 +60,9 @@ def test_fingerprint_of_a_dataset_whose_shards_are_gone_is_none(tmp_path: Path) 
     shutil.copytree(data, copy)
     mark = STAGES["convert"].fingerprint
     assert mark(copy) == mark(data) is not None
-    next(copy.glob("*.tar")).unlink()
+    shard = next(copy.glob("*.tar"))
+    with shard.open("ab") as file:
+        file.write(b"\0")
+    assert mark(copy) is None
+    shard.unlink()
     assert mark(copy) is None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rayface.config import load
+from rayface.data.shards.samples import Fault
 from rayface.stages import functions, shown
 from tests.data.scanned_tars import picture
 
@@ -26,6 +27,21 @@ def test_draw_of_settings_makes_a_dataset_and_returns_its_facts(tmp_path: Path) 
     }
 
 
+def test_draw_hands_over_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def synthesize(out: str, **settings: Any) -> SimpleNamespace:
+        given.update(settings, out=out)
+        return SimpleNamespace(num_images=6, num_classes_with_images=2, num_classes=3, shards=[1], faults=[])
+
+    monkeypatch.setattr("rayface.data.synth.synthesize", synthesize)
+    keys = {"out": "/s", "identities": 3, "images_per_identity": 2, "seed": 5, "pairs": 20, "image_size": 32}
+    keys["shard_size"] = 9000
+    found = functions.draw(load(overrides={f"synth.{key}": str(value) for key, value in keys.items()}), False)
+    assert given == keys
+    assert (found["identities"], found["label_space"]) == (2, 3)
+
+
 def test_convert_source_warns_of_each_fault_and_counts_them_by_kind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -38,6 +54,10 @@ def test_convert_source_warns_of_each_fault_and_counts_them_by_kind(
         found = functions.convert_source(config, False)
     assert (found["images"], found["left_out"]) == (2, {"image": 1})
     assert "ann/0.jpg" in caplog.text
+    faults = [
+        Fault(shard="a.tar", member=None, offset=0, reason="corrupt", kind=k, num_lost=2) for k in ("a", "b", "a")
+    ]
+    assert functions._with_faults({"images": 2}, faults) == {"images": 2, "left_out": {"a": 4, "b": 2}}
 
 
 def test_embed_dataset_warns_of_faults_and_shows_their_number(

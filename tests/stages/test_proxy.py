@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rayface import config as configs
+from rayface.config import PruneConfig
+from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
 from rayface.stages import proxy
 
@@ -32,11 +35,12 @@ def begin(tmp_path, monkeypatch):
     return begin
 
 
-def test_proxy_job_holds_no_password_and_resumes_with_other_tracking(begin, monkeypatch):
+def test_proxy_job_holds_no_password_and_resumes_with_other_tracking(begin, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@server")
     job = begin()
     assert "secret" not in job
-    assert json.loads(job)["fraction"] == 0.5
+    digest = open_dataset(tmp_path / "faces").digest
+    assert json.loads(job) | {"fraction": 0.5, "seed": 0, "dataset_digest": digest} == json.loads(job)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert begin("tracking.enabled=false") == job
     with pytest.raises(
@@ -49,7 +53,22 @@ def test_proxy_of_an_earlier_version_resumes_with_the_default_that_was_another(b
     job = json.loads(begin())
     file = tmp_path / "out" / "core" / "proxy" / "proxy.json"
     file.write_text(json.dumps({**job, "head.compute_dtype": "fp32"}))
+    (tmp_path / "out" / "core" / "parts").mkdir()  # of the pruning, which was cut off
     assert json.loads(begin()) == job
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.4, 4), (0.05, 2)])
+def test_proxy_is_trained_on_all_images_of_a_random_part_of_the_identities(tmp_path, fraction, count):
+    synthesize(tmp_path / "faces", identities=10, images_per_identity=2, processes=1, image_size=32)
+    dataset, out = open_dataset(tmp_path / "faces"), tmp_path / "data"
+    proxy._sample_identities(out, PruneConfig(proxy_fraction=fraction, seed=3), dataset)
+    chosen = np.sort(np.random.default_rng(3).permutation(10)[:count])
+    wanted = [key for key, label in zip(dataset.keys(), dataset.index.label, strict=True) if label in chosen]
+    assert sorted(open_dataset(out).keys()) == sorted(wanted)
+    assert len(wanted) == 2 * count
+    before = (out / "dataset.json").read_bytes()
+    proxy._sample_identities(out, PruneConfig(proxy_fraction=0.9, seed=0), dataset)  # of the run before
+    assert (out / "dataset.json").read_bytes() == before
 
 
 def test_prune_by_proxy_into_a_folder_with_foreign_files_is_refused_before_training(begin, tmp_path):
