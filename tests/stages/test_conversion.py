@@ -1,15 +1,21 @@
 """The convert stage: sources of a config, and where its tasks run."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rayface.config import Config, load
+from rayface.config import ClusterConfig, Config, load
 from rayface.data.dataset import Dataset
+from rayface.data.manifest import UNFINISHED
 from rayface.data.targets import TARGETS, Written
+from rayface.files import remove_folder
 from rayface.stages import conversion
-from rayface.stages.conversion import convert_sources, write_target
+from rayface.stages.conversion import Tasks, convert_sources, write_target
 from rayface.storage import DataError
 from tests.conftest import ObjectStore
 from tests.data.scanned_tars import picture
@@ -40,6 +46,27 @@ def test_convert_sources_with_another_number_of_formats_is_one_line(tmp_path: Pa
         convert_sources(config)
 
 
+def test_tasks_start_ray_once_for_the_first_phase_of_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str | None] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    @contextlib.contextmanager
+    def session(address: str | None, **options: Any) -> Iterator[None]:
+        started.append(address)
+        yield
+
+    monkeypatch.setattr(conversion, "ray", SimpleNamespace(is_initialized=lambda: bool(started)))
+    monkeypatch.setattr(conversion, "ray_session", session)
+    for name in ("map_in_threads", "map_unordered"):
+        monkeypatch.setattr(conversion, name, lambda *args, name=name, **options: name)
+    with Tasks(ClusterConfig()) as tasks:
+        ways = [tasks.map(str, range(number), "phase") for number in (8, 9, 1, 9)]
+    assert (ways, started) == (["map_in_threads", *["map_unordered"] * 3], [None])
+    started.clear()
+    with Tasks(ClusterConfig(address="10.0.0.1:6379")) as tasks:  # its machines read the source
+        assert (tasks.map(str, range(1), "phase"), started) == ("map_unordered", ["10.0.0.1:6379"])
+
+
 def target_config(tmp_path: Path, to: str = "parquet", **keys: Any) -> Config:
     given = {"source": tmp_path / "in", "kind": "folder", "out": tmp_path / "out", "to": to, **keys}
     return load(overrides={f"convert.{key}": str(value) for key, value in given.items()})
@@ -60,6 +87,8 @@ def test_write_target_into_an_output_that_is_not_empty_is_refused_before_the_con
     with pytest.raises(DataError, match=r"^convert.out: s3://b/x: must be a path on a disk"):
         write_target(target_config(tmp_path, "folder", out="s3://b/x"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "x.bin"]
+    (tmp_path / "out" / UNFINISHED).touch()
+    conversion._require_new(str(tmp_path / "out"), tmp_path)  # the target starts over
 
 
 def test_write_target_that_was_cut_off_takes_up_its_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,12 +115,42 @@ def test_write_target_that_was_cut_off_takes_up_its_dataset(tmp_path: Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_write_target_of_a_conversion_that_was_killed_resumes_it(tmp_path: Path) -> None:
+def test_job_beside_the_output_is_what_decides_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = target_config(tmp_path)
+    job = conversion._job(config)
+    same = target_config(tmp_path, "bin", source="in", out="elsewhere", max_corrupt_fraction=0.5)
+    assert conversion._job(same) == job
+    joined = replace(config, data=replace(config.data, join="names"))
+    for other in (joined, target_config(tmp_path, seed=1), target_config(tmp_path, source="[in,in]")):
+        assert conversion._job(other) != job
+
+
+def test_write_target_of_a_source_that_cannot_be_converted_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="/in: "):
+        write_target(target_config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_write_target_of_a_conversion_that_was_killed_resumes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(conversion, "remove_folder", lambda path: removed.append(path.name) or remove_folder(path))
     people(tmp_path / "in", "ab")
     (tmp_path / "in" / "b" / "broken.jpg").write_bytes(b"\xff\xd8 torn")
     with pytest.raises(DataError, match=r"^convert.max_corrupt_fraction"):
         write_target(target_config(tmp_path, max_corrupt_fraction=0))
-    assert write_target(target_config(tmp_path)).num_images == 2
+    assert (tmp_path / ".out.dataset" / "out" / conversion.CONVERT_JOB).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "write_json", None)  # as killed before it is known what was left out
+        with pytest.raises(TypeError):
+            write_target(target_config(tmp_path))
+    assert removed == []
+    written = write_target(target_config(tmp_path, "folder"))
+    assert (written.num_images, [fault.kind for fault in written.faults]) == (2, ["image"])
+    assert removed == ["out", ".out.dataset"]  # the complete one, to know that; the rest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 

@@ -42,7 +42,7 @@ def test_proxy_job_holds_no_password_and_resumes_with_other_tracking(begin, tmp_
     digest = open_dataset(tmp_path / "faces").digest
     assert json.loads(job) | {"fraction": 0.5, "seed": 0, "dataset_digest": digest} == json.loads(job)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert begin("tracking.enabled=false") == job
+    assert begin("tracking.enabled=false", "data.train=[elsewhere]") == job
     with pytest.raises(
         ValueError, match=r"prune\.out: .*was started with optim.lr 0.* this job has 0.7: choose another"
     ):
