@@ -10,6 +10,7 @@ import ray
 from rayface.alignment.aligned_source import AlignedSource
 from rayface.alignment.detector import Detector
 from rayface.config import load
+from rayface.data.convert import ConvertSettings
 from rayface.stages import alignment
 from rayface.stages.alignment import align_sources
 from tests.alignment.photographs import knows_the_face, photograph, save
@@ -38,6 +39,7 @@ def test_align_sources_with_a_detector_in_a_store_copies_it_where_the_task_runs(
     object_store.put("net.onnx", b"net")
     uri = object_store.uri("net.onnx")
     opened: list[bytes] = []
+    given: list[ConvertSettings] = []
 
     def yunet(path: str, min_score: float) -> Detector:
         opened.append(Path(path).read_bytes())
@@ -45,13 +47,15 @@ def test_align_sources_with_a_detector_in_a_store_copies_it_where_the_task_runs(
 
     def on_another_node(sources: list[AlignedSource], *args: Any, **options: Any) -> list[AlignedSource]:
         monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "other"))
+        given.append(args[1])
         return sources
 
     monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "driver"))
     monkeypatch.setattr(alignment, "YuNet", yunet)
     monkeypatch.setattr(alignment, "convert", on_another_node)
-    keys = {"source": tmp_path / "in", "out": tmp_path / "out", "detector": uri}
+    keys = {"source": tmp_path / "in", "out": tmp_path / "out", "detector": uri, "min_images": 2, "limit": 7, "seed": 3}
     (source,) = align_sources(load(overrides={f"align.{key}": str(value) for key, value in keys.items()}))
     shutil.rmtree(tmp_path / "driver")
     source.prepare("")
     assert opened == [b"net"]
+    assert [(each.min_images, each.limit, each.seed) for each in given] == [(2, 7, 3)]

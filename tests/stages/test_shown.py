@@ -37,6 +37,11 @@ def test_shown_evaluation_has_a_row_for_each_figure_with_its_interval_in_percent
     }
 
 
+def test_figure_whose_interval_has_no_end_is_shown_without_it() -> None:
+    figures = {"tar_at_far": {"1e-02": 0.5}, "tar_at_far_interval": {"1e-02": [None, 0.6]}}
+    assert shown.shown_evaluation({"protocols": {"pairs": figures}}) == {"TAR at FAR 1e-02": "50.00%"}
+
+
 def test_shown_evaluation_of_galleries_and_groups_names_each() -> None:
     rates = {"rank": {"1": 0.5, "5": None}, "tpir_at_fpir": {"1e-01": 0.25}}
     own = {"identification": {**rates, "g1": rates}, "groups": {"race": {"x": {"tar_at_far": {"1e-01": 0.75}}}}}

@@ -7,9 +7,11 @@ from rayface.stages import STAGES
 
 
 def test_settings_of_a_stage_leave_out_operational_keys_and_other_groups() -> None:
-    settings = STAGES["embed"].settings(configs.load(overrides=["embed.dtype=fp32", "embed.workers=3"]))
+    settings = STAGES["embed"].settings(
+        configs.load(overrides=["embed.dtype=fp32", "embed.workers=3", "prune.proxy_fraction=0.1"])
+    )
     assert settings["embed.dtype"] == "fp32"
-    assert not {"embed.workers", "embed.out", "optim.lr", "cluster.address"} & settings.keys()
+    assert not {"embed.workers", "embed.out", "optim.lr", "cluster.address", "distils from a cache"} & settings.keys()
 
 
 def test_settings_of_each_verb_that_reads_several_datasets_hold_how_they_are_joined() -> None:
