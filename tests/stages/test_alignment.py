@@ -53,9 +53,11 @@ def test_align_sources_with_a_detector_in_a_store_copies_it_where_the_task_runs(
     monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "driver"))
     monkeypatch.setattr(alignment, "YuNet", yunet)
     monkeypatch.setattr(alignment, "convert", on_another_node)
-    keys = {"source": tmp_path / "in", "out": tmp_path / "out", "detector": uri, "min_images": 2, "limit": 7, "seed": 3}
+    keys = {"source": tmp_path / "in", "out": tmp_path / "out", "detector": uri}
+    keys |= {"min_images": 2, "limit": 7, "seed": 3, "quality": 81}
     (source,) = align_sources(load(overrides={f"align.{key}": str(value) for key, value in keys.items()}))
     shutil.rmtree(tmp_path / "driver")
     source.prepare("")
     assert opened == [b"net"]
-    assert [(each.min_images, each.limit, each.seed) for each in given] == [(2, 7, 3)]
+    (settings,) = given
+    assert (settings.min_images, settings.limit, settings.seed, source.settings.quality) == (2, 7, 3, 81)

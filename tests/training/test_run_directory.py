@@ -13,7 +13,7 @@ import pytest
 import rayface
 from rayface import config as configs
 from rayface.files import write_file, write_json
-from rayface.storage import DataError, RemotePath, lease
+from rayface.storage import DataError, RemotePath, StorageError, lease
 from rayface.training import run_store
 from rayface.training.recovery.interrupt import run_interruptibly
 from rayface.training.recovery.rollback import TrainingStoppedError
@@ -169,7 +169,6 @@ def test_faults_in_a_store_are_appended_beside_the_training_and_those_of_the_con
 ) -> None:
     """Each append read and uploaded the whole file, and of two processes the later one won."""
     log = stored.path / "faults.log"
-    stored.write_faults(["first"])
     worker, controller = replace(stored, writer="rank0"), replace(stored, writer=CONTROLLER)
     (worker.working / "journal").mkdir(parents=True)
     (worker.working / "faults.log").write_text("of a run that was deleted\n")
@@ -180,10 +179,10 @@ def test_faults_in_a_store_are_appended_beside_the_training_and_those_of_the_con
             worker.add_faults(["second"])
             RunDirectory(stored.path).add_faults(["third"])  # a checkpoint's, of the same process
         controller.add_faults(["a hang"])
-    assert log.read_text() == "first\nsecond\nthird\n"
+    assert log.read_text() == "second\nthird\n"
     with worker.delivering():  # of a later session
         worker.add_faults(["fourth"])
-    assert log.read_text() == "first\nsecond\nthird\nfourth\n"
+    assert log.read_text() == "second\nthird\nfourth\n"
     assert (stored.path / "faults-controller.log").read_text() == "a hang\n"
 
 
@@ -221,6 +220,14 @@ def test_request_in_a_store_is_seen_by_every_look_until_it_is_withdrawn(
     assert not stored.stop_requested()
     stored.request_stop()
     assert not stored.stop_requested()  # a look that finds nothing holds for a while
+
+
+def test_request_in_a_store_that_does_not_answer_is_none(stored: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(self: RunDirectory, name: str) -> bool:
+        raise StorageError("s3://runs: cannot be read after 7 tries")
+
+    monkeypatch.setattr(RunDirectory, "_exists", no_answer)
+    assert not stored.stop_requested()  # a training goes on
 
 
 def test_run_in_a_store_that_was_deleted_leaves_nothing_to_the_next_one_of_its_name(stored: RunDirectory) -> None:
