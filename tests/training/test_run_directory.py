@@ -54,9 +54,8 @@ def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
     assert run.has_started()
     assert run.read_config().train.output is None  # it may be moved
     run.write_outcome({"steps": 3})
-    assert run.has_outcome()
     run.write_result({"steps": 3})
-    assert not run.is_finished()
+    assert (run.has_outcome(), run.is_finished()) == (True, False)
     for path in (run.model, run.model.with_name("model.json")):
         path.touch()
     assert run.is_finished()
@@ -112,7 +111,7 @@ def stored(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_directory_in_a_store_shares_its_messages_between_machines(stored: RunDirectory) -> None:
     other = pickle.loads(pickle.dumps(replace(stored, writer="rank0")))
-    assert other.working != stored.working
+    assert len({run.working for run in (stored, other, RunDirectory("s3://b/one"))}) == 3
     stored.request_stop()
     assert other.stop_requested()
     stored.clear_stop_request()
@@ -182,7 +181,8 @@ def test_faults_in_a_store_are_appended_beside_the_training_and_those_of_the_con
     assert log.read_text() == "second\nthird\n"
     with worker.delivering():  # of a later session
         worker.add_faults(["fourth"])
-    assert log.read_text() == "second\nthird\nfourth\n"
+    stored.add_faults(["fifth"])  # after the training
+    assert log.read_text() == "second\nthird\nfourth\nfifth\n"
     assert (stored.path / "faults-controller.log").read_text() == "a hang\n"
 
 
@@ -198,6 +198,10 @@ def test_directory_in_a_store_that_another_driver_took_over_is_lost_and_nothing_
         with pytest.raises(TrainingStoppedError, match=r"^train.output: s3:.* another driver took it over"):
             run_interruptibly(lambda: time.sleep(3), stored, grace=0)
     assert set(object_store.files()) == {f"runs/one/{lease.LEASE}"}
+    kept = (stored.working / "journal").is_dir()  # what could not be delivered
+    assert (kept, stored.is_lost(), stored.is_owned()) == (True, False, True)
+    write_json(stored.path / lease.LEASE, {**values, "ends": time.time() - 60})
+    assert not stored.is_owned()
 
 
 def test_model_of_a_directory_in_a_store_is_uploaded_and_fetched_as_an_artifact(stored: RunDirectory) -> None:
