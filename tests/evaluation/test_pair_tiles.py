@@ -47,7 +47,15 @@ def test_sample_genuine_of_many_pairs_has_the_mean_of_all():
 
 
 @pytest.mark.parametrize(
-    ("shape", "count", "above"), [((17, 7), 5, None), ((100, 100), 5, None), ((1, 1), 2000, None), ((1, 1), 5, 3)]
+    ("shape", "count", "above"),
+    [
+        ((17, 7), 5, None),
+        ((100, 100), 5, None),
+        ((1, 1), 2000, None),
+        ((1, 1), 2, None),
+        ((1, 1), 1, None),
+        ((1, 1), 5, 3),
+    ],
 )
 def test_extremes_of_any_tiles_are_the_worst_pairs(shape, count, above):
     random = np.random.default_rng(0)
