@@ -53,11 +53,10 @@ def test_tried_versions_are_those_that_pyproject_allows() -> None:
 
 
 def test_schedule_promptly_shortens_the_waits_that_ray_data_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-    monkeypatch.setattr(streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", wait)  # restored at the end
+    monkeypatch.setattr(streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", 0.1)  # must exist
     monkeypatch.setattr(metadata_fetcher, "_PREFETCH_ON_THREAD", True)
     schedule_promptly()
-    assert wait > streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+    assert streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S == 0.02
     assert type(metadata_fetcher.make_metadata_fetcher()) is metadata_fetcher.InlineMetadataFetcher
 
 

@@ -68,23 +68,32 @@ def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, m
         assert [part.rows.stop for part in parts][-1] == order.batch_size
 
 
-def test_stream_whose_ranks_hold_all_their_turns_still_has_every_reader_at_work(drawn, tmp_path, monkeypatch):
-    class MarkedReader(SampleReader):
-        def read(self, index):
-            (tmp_path / str(time.monotonic_ns())).touch()
-            return super().read(index)
+@pytest.fixture
+def small_turns(monkeypatch):
+    """A function: deal turns of one batch of 12 each; `on_read` is called in a reader before it reads a turn."""
 
-    class MarkedSamples(SharedSamples):
-        def reader(self):
-            return MarkedReader(super().reader()[0].shards), self.get()[1], None
+    def dealt(dataset, on_read, *, readers, stop):
+        class Reader(SampleReader):
+            def read(self, index):
+                on_read()
+                return super().read(index)
 
-    monkeypatch.setattr(dealer, "_BLOCK_IMAGES", 1)
-    dataset = open_dataset(drawn)
-    order = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=12)
-    shared = share(dataset)
-    samples = MarkedSamples(shared.paths, shared.columns)
-    options = {"image_size": 56, "world_size": 1, "reserved": {}, "early": False, "local": True}
-    dealt = deal(samples, order, start=0, stop=20, readers=3, **options)
+        class Samples(SharedSamples):
+            def reader(self):
+                return Reader(super().reader()[0].shards), self.get()[1], None
+
+        monkeypatch.setattr(dealer, "_BLOCK_IMAGES", 1)
+        order = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=12)
+        shared = share(dataset)
+        samples = Samples(shared.paths, shared.columns)
+        options = {"image_size": 56, "world_size": 1, "reserved": {}, "early": False, "local": True}
+        return deal(samples, order, start=0, stop=stop, readers=readers, **options)
+
+    return dealt
+
+
+def test_stream_whose_ranks_hold_all_their_turns_still_has_every_reader_at_work(drawn, tmp_path, small_turns):
+    dealt = small_turns(open_dataset(drawn), lambda: (tmp_path / str(time.monotonic_ns())).touch(), readers=3, stop=20)
     batches = train_batches(dealt, 0)
     next(batches)  # holds a turn, two are requested ahead
     deadline = time.monotonic() + 60
@@ -94,27 +103,17 @@ def test_stream_whose_ranks_hold_all_their_turns_still_has_every_reader_at_work(
     assert len(list(batches)) == 19
 
 
-def test_stream_whose_reader_is_killed_reads_its_turn_again(drawn, tmp_path, monkeypatch):
-    class MortalReader(SampleReader):
-        def read(self, index):
-            if len(os.listdir(tmp_path)) >= 3 and not (tmp_path / "killed").exists():
-                (tmp_path / "killed").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            (tmp_path / str(time.monotonic_ns())).touch()
-            return super().read(index)
+def test_stream_whose_reader_is_killed_reads_its_turn_again(drawn, tmp_path, small_turns):
+    def die_once():
+        if len(os.listdir(tmp_path)) >= 3 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (tmp_path / str(time.monotonic_ns())).touch()
 
-    class MortalSamples(SharedSamples):
-        def reader(self):
-            return MortalReader(super().reader()[0].shards), self.get()[1], None
-
-    monkeypatch.setattr(dealer, "_BLOCK_IMAGES", 1)
     dataset = open_dataset(drawn)
-    order = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=12)
-    shared = share(dataset)
-    samples = MortalSamples(shared.paths, shared.columns)
-    options = {"image_size": 56, "world_size": 1, "reserved": {}, "early": False}
-    dealt = deal(samples, order, start=0, stop=12, readers=2, **options)
+    dealt = small_turns(dataset, die_once, readers=2, stop=12)
     labels = [batch.labels.tolist() for batch in train_batches(dealt, 0)]
+    order = dealt.stream.order
     assert labels == [dataset.index.label[order.batch(step)].tolist() for step in range(12)]
     assert (tmp_path / "killed").exists()
 
