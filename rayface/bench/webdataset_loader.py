@@ -16,7 +16,7 @@ def webdataset_batches(
     """Give `num_batches` batches of images in [0, 1], float32 (B, 3, h, w), after those that the workers start with.
 
     The workers' streams end after all batches are read, at the end of the context: a worker that is stopped while it
-    hands over a batch may abort (PyTorch 2.11).
+    hands over a batch may abort (PyTorch 2.13).
     """
     import webdataset
 
