@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rayface.data.conversion import shard_plan, spill
 from rayface.data.conversion.columns import write_lost, write_measures
 from rayface.data.conversion.listing import Listed, list_sources, tasks_of
-from rayface.data.conversion.mapping import AGAIN, MapParts, NamedWork, Part, Result, map_in_threads
+from rayface.data.conversion.mapping import AGAIN, MapParts, map_in_threads, named_parts
 from rayface.data.conversion.settings import ConvertSettings
 from rayface.data.conversion.shard_plan import ShardPlan, plan_shards
 from rayface.data.conversion.shards import WriteShard, WrittenShard
@@ -93,23 +93,17 @@ def convert(
     _check_shard_size(settings.shard_size, target)
     work, faults, folder = WorkFolder(out=target), FaultLog(sources[0].root), f"{key}: {target}"
 
-    def mapped(
-        work: Callable[[Part], Result], parts: Sequence[Part], name: str, *, rows: int | None = None
-    ) -> Iterator[Result]:
-        return map_parts(NamedWork(work, folder), parts, name, rows=rows)
-
     with naming_full_disk(folder, AGAIN), _output_folder(target, key), contextlib.ExitStack() as stack:
         for number, each in enumerate(sources):
             stack.enter_context(contextlib.closing(each))
             each.prepare(work.of_source(number))
-        job = _job(sources, settings)
-        stack.enter_context(exclusive_job_folder(target, job, JOB, key=key, changed=_changed_name))
+        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), JOB, key=key, changed=_changed_name))
         write_bytes(join(target, UNFINISHED), b"")
         if exists(join(target, MANIFEST)):  # only the clean-up is missing
             faults.load(read_json(path_of(join(target, JOB)))[_FAULTS])
         else:
             work.create()
-            _convert(sources, work, settings, mapped, faults)
+            _convert(sources, work, settings, named_parts(map_parts, folder), faults)
         work.delete()
         delete(join(target, UNFINISHED))
         dataset = dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))

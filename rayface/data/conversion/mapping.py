@@ -53,3 +53,14 @@ class NamedWork(Generic[Part, Result]):
     def __call__(self, part: Part) -> Result:
         with naming_full_disk(self.folder, AGAIN):
             return self.work(part)
+
+
+def named_parts(map_parts: MapParts, folder: str) -> MapParts:
+    """Return `map_parts` with a full disk named as that of `folder`."""
+
+    def mapped(
+        work: Callable[[Part], Result], parts: Sequence[Part], name: str, *, rows: int | None = None
+    ) -> Iterator[Result]:
+        return map_parts(NamedWork(work, folder), parts, name, rows=rows)
+
+    return mapped
