@@ -27,8 +27,8 @@ def num_cpus() -> int:
 def keep_freed_memory() -> bool:
     """Have this process keep the memory that it frees; return whether its C library can (glibc can).
 
-    A training step on a CPU frees and takes hundreds of megabytes. glibc returns them to the kernel and takes them
-    again page by page: 12,000 to 16,000 page faults of 1 to 2 us in each step of the preset `mini`.
+    A step or a forward pass on a CPU frees and takes hundreds of megabytes. glibc returns them to the kernel and takes
+    them again page by page: 12,000 to 16,000 page faults of 1 to 2 us in each training step of the preset `mini`.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

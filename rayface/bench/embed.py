@@ -15,12 +15,12 @@ from rayface import machine
 from rayface.config import EmbedConfig
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.images import normalize
+from rayface.embedding.embedder import default_batch
 from rayface.embedding.shard_embedder import EmbedJob, ShardEmbedder, ShardWork, read_images, shard_work
 from rayface.models.model_files import load_model
 from rayface.progress import phase
 
 _ROUNDS = 5
-_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,8 @@ def _first(dataset: Dataset, images: int) -> list[ShardWork]:
 def _batches(work: Sequence[ShardWork], image_size: int, threads: int, device: str) -> list[torch.Tensor]:
     """Return the decoded, normalised batches (n, 3, size, size) in [-1, 1]."""
     decoded = [c.images for each in work for c in read_images(each.path, each.samples, image_size, threads)]
-    parts = (images[start : start + _BATCH] for images in decoded for start in range(0, len(images), _BATCH))
+    size = default_batch(device)
+    parts = (images[start : start + size] for images in decoded for start in range(0, len(images), size))
     return [normalize(torch.from_numpy(part).to(device)) for part in parts]
 
 

@@ -33,6 +33,7 @@ from rayface.embedding.shard_embedder import (
     shard_work,
 )
 from rayface.job_folder import exclusive_job_folder
+from rayface.machine import keep_freed_memory
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers, started_here
 from rayface.storage import DataError, join, list_names, normalise, write_bytes
@@ -206,6 +207,7 @@ class _SharedIndexEmbedder:
         load: Callable[..., ShardEmbedder],
         count: Callable[[int], None] = lambda rows: None,
     ) -> None:
+        keep_freed_memory()
         self._index = samples.get()[1]
         self._embedder = load(count=count)
 

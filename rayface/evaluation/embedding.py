@@ -21,6 +21,7 @@ from rayface.embedding.rows import read_labels, read_norms, read_rows
 from rayface.evaluation.embedding_cache import EmbeddingCache
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.protocol import EvaluationProtocol
+from rayface.machine import keep_freed_memory
 from rayface.models.embedded import Embedded
 from rayface.models.forward import embed_with_norms
 from rayface.models.model_files import LoadedModel, load_model
@@ -62,6 +63,8 @@ class ModelEmbeddings:
     def __init__(self, config: Config) -> None:
         self._config, given = config, config.evaluate
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._device == "cpu":
+            keep_freed_memory()
         self._loaded: LoadedModel = load_model(str(given.model), backbone=given.backbone, device=self._device)
         self._module: nn.Module = self._loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.image_size, self.digest = self._loaded.info.image_size, self._loaded.info.sha256

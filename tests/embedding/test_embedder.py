@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayface.embedding.embedder import load_embedder
+from rayface.embedding.embedder import default_batch, load_embedder
 from rayface.models.forward import embed_images
 from tests.small_model import save_small_model
 
@@ -43,3 +43,16 @@ def test_embedder_of_a_missing_model_is_refused_in_one_line(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"^model .*nowhere must be a run directory, .*; there is no such file") as e:
         load_embedder(tmp_path / "nowhere")
     assert "\n" not in str(e.value)
+
+
+def test_embedder_on_a_cpu_embeds_64_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = save_small_model(tmp_path)
+    sizes = []
+    monkeypatch.setattr(type(net), "forward", lambda self, x: (sizes.append(len(x)), x.flatten(1)[:, :8])[1])
+    load_embedder(tmp_path, flip=False)(np.resize(IMAGES, (150, 32, 32, 3)))
+    assert sizes == [64, 64, 22]
+
+
+@pytest.mark.parametrize(("device", "images"), [("cpu", 64), ("cuda", 256), ("cuda:1", 256)])
+def test_default_batch_is_small_on_a_cpu(device: str, images: int) -> None:
+    assert default_batch(device) == images
