@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import mkdocs_gen_files
 import typer
 
+import rayface
 from rayface import config as configs
 from rayface.cli.command_line import app
 from rayface.config_fields import (
@@ -182,7 +183,7 @@ def modules_page() -> Iterator[str]:
     yield "# Modules"
     yield ""
     yield "Every module of rayface in the words of its docstring; [Architecture](../architecture.md) has the layers."
-    root, folder = Path(configs.__file__).parent, None
+    root, folder = Path(rayface.__file__).parent, None
     for path in sorted(root.rglob("*.py"), key=lambda path: (path.parent != root, path.parent, path.stem)):
         own, package = ast.get_docstring(ast.parse(path.read_text())), path.parent.relative_to(root.parent).as_posix()
         if not own:

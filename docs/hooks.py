@@ -6,7 +6,7 @@ from typing import Any
 
 _UP = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(?:#[^)]*)?\)")
 
-_PAGES = {"recipes": "recipes.md", "rayface/config.py": "reference/config.md", "rayface/cli": "reference/cli.md"}
+_PAGES = {"recipes": "recipes.md", "rayface/config": "reference/config.md", "rayface/cli": "reference/cli.md"}
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:

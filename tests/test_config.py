@@ -178,7 +178,7 @@ def test_load_of_a_file_by_text_path_or_uri_is_the_same(tmp_path, object_store):
 
 def test_load_of_a_file_in_a_store_masks_its_credentials(tmp_path, monkeypatch):
     (tmp_path / "my.yaml").write_text("train: {epocs: 3}")
-    monkeypatch.setattr(config, "local_copy", lambda file: tmp_path / "my.yaml")
+    monkeypatch.setattr(config.loading, "local_copy", lambda file: tmp_path / "my.yaml")
     with pytest.raises(ValueError, match=r"^train\.epocs: is not a config key") as refused:
         config.load(file="s3://KEY:PL4NTED@bucket/my.yaml")
     assert "PL4NTED" not in str(refused.value)
