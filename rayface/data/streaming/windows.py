@@ -68,30 +68,21 @@ def read_windows(
     starts = np.cumsum([0, *(each.size for each in ids)]).tolist()
     images = np.frombuffer(pa.allocate_buffer(starts[-1] * image_size**2 * 3), np.uint8)  # Arrow keeps freed memory
     images = images.reshape(-1, image_size, image_size, 3)
-    flat = np.concatenate([each.ravel() for each in ids])
-    labels = np.empty(len(flat), np.int64)
-    labels[slots] = index.label[flat]
-
-    def decode(places: Ids) -> dict[int, Fault]:
-        found = _decode(reader, index.select(flat[places]), images, slots[places])
-        return {int(places[at]): fault for at, fault in found.items()}
-
-    rest = np.arange(len(flat))
+    samples = index.select(np.concatenate([each.ravel() for each in ids]))
+    labels = np.empty(len(samples), np.int64)
+    labels[slots] = samples.label
+    rest = np.arange(len(samples))
     faults: dict[int, Fault] = {}
     if early is not None:
         per_step = ids[0].shape[1]
         soon, rest = np.split(np.roll(rest, -early.start * per_step), [len(early) * per_step])
-        faults = decode(soon)
+        faults = _decode(reader, samples, soon, images, slots)
         soon_slots = slots[soon].reshape(len(early), per_step)
         for ranks in nodes:
             given = [] if faults else ranks
             yield _early_block(order, windows[0], early.start, given, world_size, soon_slots, images, labels)
-    faults |= decode(rest)
-    reported = sorted(faults, key=lambda place: (index.shard[flat[place]], index.offset[flat[place]], place))
-    notes = []
-    for start, stop in itertools.pairwise(starts):
-        bad = {place - start: faults[place] for place in reported if start <= place < stop}
-        notes.append(_stand_in(images, labels, slots[start:stop], bad, order.images_per_row))
+    faults |= _decode(reader, samples, rest, images, slots)
+    notes = _replace_corrupt(images, labels, slots, starts, samples, faults, order.images_per_row)
     first = 0
     for own, sizes in zip(parts, counts, strict=True):
         rows = slice(first, first := first + sum(sizes))
@@ -114,11 +105,12 @@ def _slots(
     return slots, counts
 
 
-def _decode(reader: SampleReader, samples: SampleIndex, images: Images, slots: Ids) -> dict[int, Fault]:
-    """Decode samples[i] into images[slots[i]] and return the faults by i."""
+def _decode(reader: SampleReader, samples: SampleIndex, places: Ids, images: Images, slots: Ids) -> dict[int, Fault]:
+    """Decode samples[i] into images[slots[i]] for every i of `places`, and return the faults by i."""
     faults: dict[int, Fault] = {}
     size = images.shape[1]
-    for place, sample in reader.read(samples):
+    for at, sample in reader.read(samples.select(places)):
+        place = int(places[at])
         if isinstance(sample, Fault):
             faults[place] = sample
             continue
@@ -129,6 +121,24 @@ def _decode(reader: SampleReader, samples: SampleIndex, images: Images, slots: I
             member, offset = locate_member(shard, sample.offset, sample.num_bytes, IMAGE_SUFFIXES)
             faults[place] = Fault(shard=shard, member=member, offset=offset, reason=str(error))
     return faults
+
+
+def _replace_corrupt(
+    images: Images,
+    labels: NDArray[np.int64],
+    slots: Ids,
+    starts: Sequence[int],
+    samples: SampleIndex,
+    faults: dict[int, Fault],
+    images_per_row: int,
+) -> list[str]:
+    """Replace the corrupt images of every window; return the faults of each window as JSON, in the shards' order."""
+    reported = sorted(faults, key=lambda place: (samples.shard[place], samples.offset[place], place))
+    notes = []
+    for start, stop in itertools.pairwise(starts):
+        bad = {place - start: faults[place] for place in reported if start <= place < stop}
+        notes.append(_stand_in(images, labels, slots[start:stop], bad, images_per_row))
+    return notes
 
 
 def _stand_in(
