@@ -4,9 +4,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import optuna
 
 from rayface import config as configs
 from rayface import tracking
@@ -69,39 +72,15 @@ def tune(
     base = replace(base, tracking=shared_tracking(base.tracking, directory.working))
     quiet_tune(debug)
     keep_credentials()
-    most = most_workers(spec, base)
-    num_cpus = spec.sweep.concurrency * worker_cpus(most) + 1
-    with (
-        directory.exclusive(),
-        directory.delivering(resume=resume),
-        ray_session(address, num_cpus=num_cpus, debug=debug, prometheus=base.tracking.prometheus),
-    ):
-        if is_cluster(address):
-            wait_for_nodes(spec, most)
-        check_room(spec, most)
+    session = _session_with_room(spec, most_workers(spec, base), address, debug=debug)
+    with directory.exclusive(), directory.delivering(resume=resume), session:
         storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or directory.storage
         study = open_study(spec, directory.study_name(resume=resume), storage, total_steps=total_steps, resume=resume)
         directory.store_study()
         if not resume:
             remember(folder, file, overrides, preset, (spec, base))
             specs.dump(spec, base, directory.spec)
-        tags = {**origin(), "rayface.sweep": directory.name}  # a trial's own command is that of a Ray worker
-        tracked = tracked_job(
-            directory.working,
-            base.tracking,
-            _params(spec, base),
-            tags=tags,
-            interrupts=_INTERRUPTS,
-            output=str(directory),
-            name=directory.name if isinstance(folder, RemotePath) else None,
-        )
-        with directory.session() as seconds, tracked as job:
-            job.journal.artifact(directory.spec)
-            trials = Trials(spec, base, directory, study, job.journal)
-            nested = _nested_in(job.delivery, base.tracking.timeout) if job.delivery else {}
-            trials.run({**tags, **nested}, address or os.environ.get("RAY_ADDRESS"))
-            result = trials.finish(seconds(), {**tags, **nested})
-    return replace(result, tracked=job.result())
+        return _run_trials(spec, base, directory, study, address)
 
 
 def _check_trials(spec: Spec, base: Config) -> int:
@@ -109,6 +88,40 @@ def _check_trials(spec: Spec, base: Config) -> int:
     for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
         dry_run(configs.with_overrides(base, {"data.train": choice}))
     return dry_run(base)
+
+
+@contextmanager
+def _session_with_room(spec: Spec, most: Config, address: str | None, *, debug: bool) -> Iterator[None]:
+    """A Ray session whose cluster has room for the concurrent trials; `most`: see `most_workers`."""
+    num_cpus = spec.sweep.concurrency * worker_cpus(most) + 1
+    with ray_session(address, num_cpus=num_cpus, debug=debug, prometheus=most.tracking.prometheus):
+        if is_cluster(address):
+            wait_for_nodes(spec, most)
+        check_room(spec, most)
+        yield
+
+
+def _run_trials(
+    spec: Spec, base: Config, directory: SweepDirectory, study: optuna.Study, address: str | None
+) -> SweepResult:
+    """Run the trials of a study as one tracked job."""
+    tags = {**origin(), "rayface.sweep": directory.name}  # a trial's own command is that of a Ray worker
+    tracked = tracked_job(
+        directory.working,
+        base.tracking,
+        _params(spec, base),
+        tags=tags,
+        interrupts=_INTERRUPTS,
+        output=str(directory),
+        name=directory.name if isinstance(directory.path, RemotePath) else None,
+    )
+    with directory.session() as seconds, tracked as job:
+        job.journal.artifact(directory.spec)
+        trials = Trials(spec, base, directory, study, job.journal)
+        nested = _nested_in(job.delivery, base.tracking.timeout) if job.delivery else {}
+        trials.run({**tags, **nested}, address or os.environ.get("RAY_ADDRESS"))
+        result = trials.finish(seconds(), {**tags, **nested})
+    return replace(result, tracked=job.result())
 
 
 def _params(spec: Spec, base: Config) -> dict[str, object]:
