@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from rayface.storage import AnyPath, RemotePath
 from rayface.tuning.search_space import suggest
 from rayface.tuning.spec import Spec
-from rayface.tuning.study import interrupted, started
+from rayface.tuning.study import interrupted, num_new_trials
 from rayface.tuning.sweep_directory import SweepDirectory
 
 _ALIKE = 3  # stop the sweep when so many first trials of a session all fail for the same reason
@@ -52,11 +52,7 @@ class StudySearch(Searcher):
     @property
     def remaining(self) -> int:
         """Number of trials left to run, including interrupted ones."""
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        new = self._spec.sweep.trials - len(started(self._study))
-        if self._spec.sweep.sampler == "grid":
-            new = min(new, len(waiting))
-        return max(0, new) + len(self._again)
+        return num_new_trials(self._spec, self._study) + len(self._again)
 
     @property
     def failing_alike(self) -> str:

@@ -31,6 +31,8 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume:
         rdb = optuna.storages.RDBStorage(storage)
         if resume and name not in optuna.get_all_study_names(rdb):
             raise LookupError(f"it holds no study {name}: set the storage that the sweep was started with")
+        if not resume:
+            _delete_unused(rdb, name)
         study = optuna.create_study(
             storage=rdb,
             study_name=name,
@@ -48,6 +50,12 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume:
     return study
 
 
+def _delete_unused(storage: optuna.storages.RDBStorage, name: str) -> None:
+    """Delete a study without trials, whose objectives and grid may be those of an edited sweep file."""
+    if name in optuna.get_all_study_names(storage) and not started(optuna.load_study(study_name=name, storage=storage)):
+        optuna.delete_study(study_name=name, storage=storage)
+
+
 def interrupted(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that were running when the sweep was interrupted."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -56,6 +64,14 @@ def interrupted(study: optuna.Study) -> list[FrozenTrial]:
 def started(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that have started; enqueued ones of a grid are not among them."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+
+def num_new_trials(spec: Spec, study: optuna.Study) -> int:
+    """Return the number of trials that have not started yet."""
+    new = spec.sweep.trials - len(started(study))
+    if spec.sweep.sampler == "grid":
+        new = min(new, len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))))
+    return max(0, new)
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from rayface.tuning.results import SweepResult
 from rayface.tuning.resume import find_sweep, remember, resume_sweep
 from rayface.tuning.shipped import sweep_file
 from rayface.tuning.spec import Spec
-from rayface.tuning.study import open_study
+from rayface.tuning.study import interrupted, num_new_trials, open_study
 from rayface.tuning.sweep_directory import SweepDirectory, new_sweep
 from rayface.tuning.trials import Trials
 
@@ -72,11 +72,12 @@ def tune(
     base = replace(base, tracking=shared_tracking(base.tracking, directory.working))
     quiet_tune(debug)
     keep_credentials()
-    session = _session_with_room(spec, most_workers(spec, base), address, debug=debug)
-    with directory.exclusive(), directory.delivering(resume=resume), session:
+    with directory.exclusive(), directory.delivering(resume=resume), ExitStack() as stack:
         storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or directory.storage
         study = open_study(spec, directory.study_name(resume=resume), storage, total_steps=total_steps, resume=resume)
         directory.store_study()
+        if num_new_trials(spec, study) or interrupted(study):
+            stack.enter_context(_session_with_room(spec, most_workers(spec, base), address, debug=debug))
         if not resume:
             remember(folder, file, overrides, preset, (spec, base))
             specs.dump(spec, base, directory.spec)

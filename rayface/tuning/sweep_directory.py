@@ -36,7 +36,8 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
     """
     spec, base = specs.load(file, overrides, preset)
     if spec.sweep.output is None:
-        return spec, base, next_numbered_folder(_root(), file.stem)
+        last = _newest(_numbered(file.stem))
+        return spec, base, last if last and _was_left(last) else next_numbered_folder(_root(), file.stem)
     folder = path_of(spec.sweep.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"sweep.output: {folder}: is a file: choose another directory")
@@ -44,12 +45,29 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
         if SweepDirectory(folder).is_owned():
             raise ValueError(f"sweep.output: {folder}: another process runs a sweep there: choose another directory")
         raise ValueError(f"sweep.output: {folder}: holds a sweep: resume it with --resume, or choose another directory")
+    if SweepDirectory(folder).has_trials():  # their runs would be resumed with other values
+        raise ValueError(f"sweep.output: {folder}: holds trials without their {SPEC}: choose another directory")
     return spec, base, folder
 
 
 def newest(name: str) -> Path | None:
-    """Return the newest sweep of this name under sweeps/."""
-    return max(numbered_folders(_root(), name).items(), default=(0, None))[1]
+    """Return the newest sweep of this name under sweeps/; a folder without sweep.yaml is none."""
+    return _newest({number: path for number, path in _numbered(name).items() if (path / SPEC).is_file()})
+
+
+def _newest(folders: Mapping[int, Path]) -> Path | None:
+    return folders[max(folders)] if folders else None
+
+
+def _numbered(name: str) -> dict[int, Path]:
+    return numbered_folders(_root(), name)
+
+
+def _was_left(folder: Path) -> bool:
+    """Return whether a sweep was killed in this folder before its sweep.yaml was written, so that none began."""
+    sweep = SweepDirectory(folder)
+    begun = (folder / SPEC).exists() or sweep.has_trials()
+    return (folder / _TRIALS).is_dir() and not begun and not sweep.is_owned()
 
 
 def core_set_of(run: AnyPath) -> AnyPath:
@@ -113,6 +131,11 @@ class SweepDirectory(RunStore):
     def run(self, number: int) -> RunDirectory:
         """Return the run directory of a trial."""
         return RunDirectory(self.path / _TRIALS / f"{number:04d}")
+
+    def has_trials(self) -> bool:
+        """Return whether a trial has begun."""
+        trials = self.path / _TRIALS
+        return trials.is_dir() and any(trials.iterdir())
 
     def core_set(self, number: int) -> AnyPath:
         """Return the core set of a trial."""
@@ -180,9 +203,12 @@ class SweepDirectory(RunStore):
         return elapsed.session(self.working)
 
     def study_name(self, *, resume: bool) -> str:
-        """Return the name of the study: unique to this sweep, and kept when its directory is moved."""
+        """Return the name of the study: unique to this sweep, and kept when its directory is moved.
+
+        A sweep that was killed before its sweep.yaml was written leaves its study to the next one in its directory.
+        """
         path = self.path / "study_name"
-        if not resume:
+        if not resume and not path.exists():
             write_text(path, f"{self.name}-{uuid.uuid4().hex[:12]}")
         return path.read_text()
 

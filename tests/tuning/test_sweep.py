@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+import optuna
 import pytest
 from ray.tune.execution import class_cache
 
@@ -10,6 +11,7 @@ from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import Journal, shared_tracking
 from rayface.tracking.journal import read_records
+from rayface.tuning import spec as specs
 from rayface.tuning import sweep, trials
 from rayface.tuning.ray_tune_settings import keep_credentials
 from rayface.tuning.results import SweepResult
@@ -162,6 +164,7 @@ def interrupted(tmp_path, monkeypatch):
             sweep.tune(file, keys, **options)
         return sessions[-1]
 
+    tune.sessions, tune.finish = sessions, finish
     return tune
 
 
@@ -190,6 +193,52 @@ def test_tune_interrupted_outside_its_trials_ends_as_killed(interrupted, tmp_pat
     assert (records[-1]["kind"], records[-1]["status"]) == ("finish", "KILLED")
 
 
+KEYS = ["data.train=a", "train.batch_size=4", "tracking.enabled=false"]
+
+
+def test_tune_killed_before_sweep_yaml_is_written_leaves_number_and_study_to_the_next(
+    interrupted, tmp_path, monkeypatch
+):
+    storage = f"sqlite:///{tmp_path / 'all.db'}"
+    monkeypatch.setenv("OPTUNA_STORAGE", storage)
+    file, dump = tmp_path / "try.yaml", specs.dump
+    file.write_text(file.read_text() + "sweep: {sampler: grid}\n")
+    monkeypatch.setattr(specs, "dump", lambda *args: interrupted.finish())
+    with pytest.raises(KeyboardInterrupt):
+        sweep.tune(file, KEYS)
+    monkeypatch.setattr(specs, "dump", dump)
+    file.write_text(file.read_text().replace("[0.1]", "[0.2, 0.3]"))
+    with pytest.raises(ValueError, match="no sweep to resume there"):
+        sweep.tune(file, KEYS, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.tune(file, KEYS, resume="auto")
+    assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["try-001"]
+    (name,) = optuna.get_all_study_names(storage)
+    points = [
+        trial.system_attrs["fixed_params"] for trial in optuna.load_study(study_name=name, storage=storage).trials
+    ]
+    assert points == [{"optim.lr": 0.2}, {"optim.lr": 0.3}]
+
+
+def test_tune_of_a_finished_sweep_writes_its_results_without_ray(interrupted, tmp_path, monkeypatch):
+    def results(self, seconds, tags):
+        return SweepResult(
+            sweep="", report="", trials=len(self._study.trials), complete=0, pruned=0, fail=0, seconds=1, best=None
+        )
+
+    interrupted("sweep.trials=1", "sweep.sampler=random")
+    (name,) = optuna.get_all_study_names(storage := SweepDirectory(tmp_path / "out").storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    study.tell(study.ask(), 0.5)
+    monkeypatch.setattr(Trials, "finish", results)
+    before = len(interrupted.sessions)
+    keys = [*KEYS, "sweep.output=out", "sweep.sampler=random"]
+    assert sweep.tune(tmp_path / "try.yaml", [*keys, "sweep.trials=1"], resume="auto").trials == 1
+    assert len(interrupted.sessions) == before
+    assert sweep.tune(tmp_path / "try.yaml", [*keys, "sweep.trials=2"], resume="auto").trials == 1
+    assert len(interrupted.sessions) == before + 1
+
+
 def test_tune_of_a_sweep_that_is_missing_or_exists_raises_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "try.yaml"
@@ -209,6 +258,11 @@ def test_tune_of_a_sweep_that_is_missing_or_exists_raises_one_line(tmp_path, mon
         pytest.raises(ValueError, match=r"sweep\.output: .*: another process runs a sweep there: choose another"),
     ):
         sweep.tune(file, ["data.train=faces", "sweep.output=out"])
+    (tmp_path / "out" / SPEC).rename(tmp_path / "sweep.yaml")
+    (tmp_path / "out" / "trials" / "0000").mkdir()
+    with pytest.raises(ValueError, match=r"sweep\.output: .*: holds trials without their sweep.yaml: choose another"):
+        sweep.tune(file, ["data.train=faces", "sweep.output=out"])
+    (tmp_path / "sweep.yaml").rename(tmp_path / "out" / SPEC)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"sweep\.output: .*file: is a file: choose another directory"):
         sweep.tune(file, ["data.train=faces", "sweep.output=file"])

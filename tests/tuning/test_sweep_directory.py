@@ -27,8 +27,22 @@ def test_new_sweep_without_an_output_gets_the_next_number(file, tmp_path):
     for name in ("try-001", "try-007", "other-009"):
         (sweeps / name).mkdir(parents=True)
     assert new_sweep(file, ["data.train=faces"], None)[2] == sweeps / "try-008"
-    assert newest("try") == sweeps / "try-007"
+    assert newest("try") is None
+    (sweeps / "try-001" / SPEC).touch()
+    assert newest("try") == sweeps / "try-001"
     assert newest("missing") is None
+
+
+def test_new_sweep_takes_the_number_of_one_that_was_killed_before_it_began(file, tmp_path):
+    left = SweepDirectory(tmp_path / "sweeps" / "try-003")
+    with left.exclusive():
+        assert new_sweep(file, ["data.train=faces"], None)[2].name == "try-004"
+    assert new_sweep(file, ["data.train=faces"], None)[2].name == "try-003"
+    left.run(0).path.mkdir()
+    assert new_sweep(file, ["data.train=faces"], None)[2].name == "try-004"
+    left.run(0).path.rmdir()
+    left.spec.touch()
+    assert new_sweep(file, ["data.train=faces"], None)[2].name == "try-004"
 
 
 def test_new_sweep_in_the_directory_of_another_sweep_or_in_a_file_raises_one_line(file, tmp_path):
