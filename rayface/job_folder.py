@@ -72,8 +72,7 @@ def exclusive_job_folder(
         before = job if is_taken_over else _stored_job(root, job_file, key)
         if differing := changed(before, job):
             raise DataError(
-                f"{key}: {root}: was started with {differing} {before.get(differing)}, this job has "
-                f"{job.get(differing)}: choose another directory"
+                f"{key}: {root}: was started {_difference(differing, before, job)}choose another directory"
                 + (f", or delete {', '.join(found)} in it" if found else "")
             )
         delete_unfinished(root, beside)
@@ -82,6 +81,18 @@ def exclusive_job_folder(
         yield
         with suppress(OSError, DataError, StorageError):  # the job has its result
             delete_unfinished(root, beside)  # of workers that were killed while others went on
+
+
+def _difference(name: str, before: Mapping[str, object], job: Mapping[str, object]) -> str:
+    """Return how a value of two jobs differs, and the remedy where one of them lacks it.
+
+    Values that are not set are left out of many jobs, so one that a version of rayface does not know is a difference.
+    """
+    if name not in job:
+        return f"with {name} {before[name]}, which this job lacks: set it, go on with the version that started it, or "
+    if name not in before:
+        return f"without {name}, this job has {job[name]}: unset it, go on with the version that started it, or "
+    return f"with {name} {before[name]}, this job has {job[name]}: "
 
 
 def _stored_job(root: str, job_file: str, key: str) -> dict[str, object]:

@@ -48,9 +48,13 @@ def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path
 
 
 def test_job_folder_of_a_job_with_one_setting_more_is_refused(tmp_path):
-    own(tmp_path, {**JOB, "merge": True})
-    with pytest.raises(DataError, match=r"was started with merge True, this job has None: choose another directory$"):
-        own(tmp_path, JOB)
+    own(tmp_path / "out", {**JOB, "merge": True})
+    remedy = r"go on with the version that started it, or choose another directory$"
+    with pytest.raises(DataError, match=rf"was started with merge True, which this job lacks: set it, {remedy}"):
+        own(tmp_path / "out", JOB)
+    own(tmp_path / "other", JOB)
+    with pytest.raises(DataError, match=rf"was started without merge, this job has True: unset it, {remedy}"):
+        own(tmp_path / "other", {**JOB, "merge": True})
 
 
 @pytest.mark.parametrize("text", [b"", b"{\n", b"\xff", b"[1]"])

@@ -266,7 +266,7 @@ def test_cluster_searching_lists_tells_its_recall_and_resumes_only_with_the_same
     assert result.scores.pairwise_f > 0.98
     with pytest.raises(DataError, match=r"was started with probes 20, this job has 21"):
         job(threshold=0.4, search="lists", probes=21)
-    with pytest.raises(DataError, match=r"was started with search lists, this job has None"):
+    with pytest.raises(DataError, match=r"was started with search lists, which this job lacks"):
         job(threshold=0.4)
 
 
