@@ -1,5 +1,6 @@
 """Tracking URI of a job: tracking.uri, MLFLOW_TRACKING_URI, or the database of its project."""
 
+import logging
 import os
 import shlex
 from dataclasses import replace
@@ -16,6 +17,13 @@ from rayface.tracking.spool import JOURNAL, SETTINGS
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE = "mlflow.db"
+# Credentials that MLflow, or the driver of its database, sends to whichever server the URI names.
+_CREDENTIALS = (
+    *(f"MLFLOW_TRACKING_{name}" for name in ("TOKEN", "USERNAME", "PASSWORD", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH")),
+    "PGPASSWORD",
+    "MYSQL_PWD",
+)
+logger = logging.getLogger(__name__)
 
 
 def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
@@ -49,6 +57,21 @@ def confirmed_uri(stored: str) -> str:
             f"credentials: if it is your server, set {VARIABLE}={stored}"
         )
     return uri
+
+
+def check_stored_uri(settings: TrackingConfig, directory: object) -> None:
+    """Log the server that only the directory of a resumed job names; see `confirmed_uri`.
+
+    Without credentials that MLflow would send to any server, it needs no confirmation.
+
+    Raises:
+        ValueError: it would get the credentials of this user; one line.
+    """
+    if not settings.enabled or settings.uri is None or sqlite_path(settings.uri) is not None:
+        return
+    if any(os.environ.get(name) for name in _CREDENTIALS) or Path("~/.mlflow/credentials").expanduser().exists():
+        confirmed_uri(settings.uri)
+    logger.info("tracking.uri: %s, as the config in %s says", mask(settings.uri), directory)
 
 
 def sync_command(uri: str, output: str) -> str:

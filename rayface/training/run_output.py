@@ -13,6 +13,7 @@ from rayface.credentials import masked
 from rayface.data.dataset import Dataset
 from rayface.files import next_numbered_folder, numbered_folders
 from rayface.storage import DataError, path_of, require_lasting
+from rayface.tracking.uris import check_stored_uri
 from rayface.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,10 @@ def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, 
         run = newest_unfinished(given.name if preset or file else None)
         logger.info("resuming %s", run)
     base = run.read_config() if preset is None and file is None else given
-    return configs.with_overrides(base, [*overrides, f"train.output={run}"])
+    resumed = configs.with_overrides(base, [*overrides, f"train.output={run}"])
+    if given.tracking.uri is None:
+        check_stored_uri(resumed.tracking, run)
+    return resumed
 
 
 def _has_begun(output: str | None) -> bool:

@@ -13,6 +13,7 @@ from rayface.config import Config
 from rayface.credentials import mask, masked
 from rayface.files import read_json, write_json, write_text
 from rayface.storage import AnyPath, local_copy, normalise, path_of, uri_of
+from rayface.tracking.uris import check_stored_uri
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 from rayface.tuning.sweep_directory import SPEC, newest
@@ -58,10 +59,13 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     # An override that the sweep was started with changes nothing, so the same command can be repeated.
     new = [text for text in overrides if not {text, mask(text)} & {*started["overrides"]}]
     specs.check_resumable(new)
+    named = _names_server(file, overrides, folder)
     overrides = [text for text in overrides if text in new or _is_not_stored(text)]
     spec, base = specs.load(local_copy(uri_of(folder / SPEC)), overrides)
     if resolved := started.get("resolved"):  # not of a sweep of an older rayface
         _refuse_fixed(folder / SPEC, _edited(resolved, masked(specs.flat(spec, base))))
+    if not named:
+        check_stored_uri(base.tracking, folder)
     if _is_own_copy(file, folder):
         return spec, base, folder
     if not (folder / _FILE).exists():
@@ -84,6 +88,14 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
         logger.info("%s: edited since the sweep was started, takes effect: %s", file, _listed(holds))
     changed = {key.removeprefix("sweep."): both[1] for key, both in holds.items() if key != "heatmaps"}
     return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
+
+
+def _names_server(file: Path, overrides: Sequence[str], folder: AnyPath) -> bool:
+    """Return whether this call or its file, and not only the sweep's directory, names the tracking server."""
+    if any(text.startswith("tracking.uri=") for text in overrides):
+        return True
+    own = None if _is_own_copy(file, folder) else read_yaml(file).get("config")
+    return isinstance(own, Mapping) and configs.open_groups(own, f"{file}").get("tracking.uri") is not None
 
 
 def _is_not_stored(override: str) -> bool:

@@ -54,6 +54,36 @@ def test_resolve_with_resume_auto_takes_the_config_of_a_started_run_or_the_given
         resolve("debug", None, [], resume="auto")
 
 
+def test_resolve_of_a_run_whose_config_alone_names_a_server_keeps_the_credentials_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages
+) -> None:
+    uri = "http://evil:5000"
+    keys = [f"train.output={tmp_path / 'run'}"]
+    (tmp_path / "run").mkdir()
+    configs.dump(configs.load("debug", overrides=[*keys, f"tracking.uri={uri}"]), tmp_path / "run" / "config.yaml")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    assert resolve(None, None, keys, resume=True).tracking.uri == uri
+    assert messages() == [f"tracking.uri: {uri}, as the config in {tmp_path / 'run'} says"]
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "pl4nted-t0ken")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mine:5000")
+    with pytest.raises(
+        ValueError, match=r"^tracking\.uri: http://evil:5000: is named by the run directory: .*confirmed"
+    ):
+        resolve(None, None, keys, resume=True)
+    for given in ([f"tracking.uri={uri}"], ["tracking.uri=http://mine:5000"], ["tracking.enabled=false"]):
+        resolve(None, None, [*keys, *given], resume=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    resolve(None, None, keys, resume="auto")
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").touch()
+    with pytest.raises(ValueError, match="must be confirmed"):
+        resolve(None, None, keys, resume=True)
+
+
 def test_output_in_the_working_directory_of_a_ray_job_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

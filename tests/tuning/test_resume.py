@@ -84,6 +84,23 @@ def test_resume_with_another_value_of_a_free_key_takes_it_and_logs_it(sweep):
     assert spec.heatmaps == (("optim.lr", "head.scale"),)
 
 
+def test_resume_of_a_sweep_that_alone_names_a_server_keeps_the_credentials_from_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "pl4nted-t0ken")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    file, folder, uri = tmp_path / "try.yaml", tmp_path / "sweep", "tracking.uri=http://evil:5000"
+    file.write_text(TEXT)
+    folder.mkdir()
+    resolved = specs.load(file, [*OVERRIDES, uri])
+    remember(folder, file, [*OVERRIDES, uri], None, resolved)
+    specs.dump(*resolved, folder / SPEC)
+    for given, output in ((file, [f"sweep.output={folder}"]), (folder / SPEC, [])):
+        with pytest.raises(ValueError, match=r"^tracking\.uri: http://evil:5000: is named by the run directory"):
+            resume_sweep(given, output, None)
+        assert resume_sweep(given, [*output, uri], None)[1].tracking.uri == "http://evil:5000"
+    file.write_text(TEXT.replace("config: {", "config: {tracking.uri: 'http://evil:5000', "))
+    assert resume_sweep(file, [f"sweep.output={folder}"], None)[1].tracking.uri == "http://evil:5000"
+
+
 def test_resume_with_another_preset_raises_one_line(sweep):
     with pytest.raises(ValueError, match=r"backbone\.embedding_size 256 \(was 64\).*must not change on a resume"):
         sweep({}, preset="mini")
