@@ -104,8 +104,10 @@ class StudySearch(Searcher):
         if trial_id in self._pruned:  # ask again: the trial's process may have been replaced after a kill
             self._ask_to_stop(trial.number)
             return
-        trial.report(result["value"], result["step"])
-        self._sweep.store_study(required=False)
+        # A resumed trial reports its values from the start of its journal; Optuna would warn of each one.
+        if result["step"] not in self._study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            trial.report(result["value"], result["step"])
+            self._sweep.store_study(required=False)
         if math.isfinite(result["value"]) and trial.should_prune():
             self._pruned.add(trial_id)
             self._ask_to_stop(trial.number)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 from rayface import elapsed
 from rayface.config import Config
@@ -126,7 +127,7 @@ class SweepDirectory(RunStore):
     @property
     def storage(self) -> str:
         """The default Optuna storage, on this machine."""
-        return f"sqlite:///{self.working / _STUDY}"
+        return f"sqlite:///{quote(str(self.working / _STUDY))}"  # SQLAlchemy decodes %20 and ends the path at a ?
 
     def run(self, number: int) -> RunDirectory:
         """Return the run directory of a trial."""

@@ -1,6 +1,7 @@
 """The search without Ray: what it hands out, when it gives a trial up, what it leaves after a crash."""
 
 import math
+import warnings
 
 import ray
 from ray.tune.search import Searcher
@@ -99,6 +100,19 @@ def test_trial_that_falls_behind_is_asked_to_stop(tmp_path):
     desk.report("a", 20, math.nan)
     desk.complete("a", 0.9)
     assert desk.states()[0] == "COMPLETE"
+
+
+def test_resumed_trial_that_reports_its_values_again_causes_no_warning(tmp_path):
+    desk = Desk(tmp_path, trials=4, pruner="median")
+    desk.start("a")
+    desk.report("a", 1, 0.5)
+    again = Desk(tmp_path, trials=4, pruner="median")
+    again.start("b")
+    with warnings.catch_warnings(action="error"):
+        again.report("b", 1, 0.5)
+        again.report("b", 2, 0.6)
+    again.complete("b", 0.6)
+    assert again.ended[0].intermediate_values == {1: 0.5, 2: 0.6}
 
 
 def test_search_after_a_crash_resumes_interrupted_trials_first_under_their_numbers(tmp_path):

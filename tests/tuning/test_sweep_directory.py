@@ -1,11 +1,14 @@
 """The directory of a sweep: which one a sweep gets, its trials, its name, its artifacts."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rayface.storage import DataError, RemotePath, lease
 from rayface.training.run_directory import RunDirectory
+from rayface.tuning.search_space import Parameter
+from rayface.tuning.spec import Spec
 from rayface.tuning.study import open_study
 from rayface.tuning.sweep_directory import SPEC, SweepDirectory, new_sweep, newest
 from tests.tuning.search_desk import Desk
@@ -60,6 +63,14 @@ def test_trials_have_numbered_run_directories_and_core_sets_beside_them(tmp_path
     assert sweep.run(7).path == tmp_path / "try-001" / "trials" / "0007"
     assert sweep.core_set(7) == tmp_path / "try-001" / "trials" / "0007_core_set"
     assert sweep.name == "try-001"
+
+
+@pytest.mark.parametrize("name", ["a b#1", "a%20b", "a?b", "100%"])
+def test_study_of_a_directory_of_any_name_is_in_it(tmp_path, name):
+    sweep = SweepDirectory(tmp_path / name)
+    sweep.path.mkdir()
+    open_study(Spec(search={"optim.lr": Parameter(choices=[0.1])}), "test", sweep.storage, total_steps=1)
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")] == [Path(name) / "study.db"]
 
 
 def test_exclusive_sweep_directory_is_refused_to_a_second_owner_until_the_first_leaves(tmp_path):
