@@ -135,6 +135,7 @@ class _Figures:
     """Values of a run's figures by name, and their replicates, (R,) each."""
 
     is_right: Bools
+    is_same: Bools
     values: dict[str, float]
     replicates: dict[str, NDArray[np.float64]]
 
@@ -150,12 +151,13 @@ class _Figures:
             for k, tar in enumerate(tar_at_far(genuine, impostor, fars)):
                 values[f"tar_at_far {fars[k]:.0e}"] = float(tar)
                 replicates[f"tar_at_far {fars[k]:.0e}"] = found[:, k]
-        return cls(is_right=right, values=values, replicates=replicates)
+        return cls(is_right=right, is_same=scores.is_same, values=values, replicates=replicates)
 
     def rows(self, run: str, first: _Figures, bootstrap: IdentityBootstrap) -> Iterator[dict[str, object]]:
         """Yield this run's rows of the table."""
         for name, value in self.values.items():
-            low, high = bootstrap.rate_interval(value, self.replicates[name])
+            counted = None if name == "accuracy_mean" else self.is_same
+            low, high = bootstrap.rate_interval(value, self.replicates[name], counted)
             row: dict[str, object] = {"run": run, "figure": name, "value": value, "low": low, "high": high}
             if self is not first:
                 found = difference(value, self.replicates[name], first.values[name], first.replicates[name], bootstrap)

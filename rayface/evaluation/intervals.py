@@ -142,7 +142,7 @@ class IdentityBootstrap:
         """Return the intervals of TAR at FAR; `tars` are the TARs of all pairs, by rate, such as 1e-03."""
         found = self.at_far(score, is_same, [float(far) for far in tars])
         return FarIntervals(
-            {far: self.rate_interval(tar, found.tar[:, k]) for k, (far, tar) in enumerate(tars.items())},
+            {far: self.rate_interval(tar, found.tar[:, k], is_same) for k, (far, tar) in enumerate(tars.items())},
             {far: self.interval(found.threshold[:, k]) for k, far in enumerate(tars)},
         )
 
@@ -150,15 +150,23 @@ class IdentityBootstrap:
         """Return the percentiles of replicates (R,) of a threshold or of a difference."""
         return percentiles(replicates) if self.num_identities > 1 else Interval(np.nan, np.nan)
 
-    def rate_interval(self, rate: float, replicates: Floats) -> Interval:
+    def rate_interval(self, rate: float, replicates: Floats, counted: ArrayLike | None = None) -> Interval:
         """Return the interval of a rate: the percentiles of its replicates (R,).
 
         A rate of 0 or 1 has no variation to resample: its interval is the exact one of Clopper and Pearson (1934) for
-        as many independent trials as identities.
+        as many independent trials as identities that the rate counts.
+
+        Args:
+            counted: (N,) bool, the pairs or images that the rate is a fraction of, such as the genuine pairs of a TAR;
+                None: all. NaN if they are of fewer than two identities.
         """
-        if self.num_identities < 2 or not np.isfinite(rate):
+        trials = self.num_identities
+        if counted is not None:
+            rows = np.asarray(counted, bool)
+            trials = len(np.union1d(self._a[rows], self._b[rows]))
+        if trials < 2 or not np.isfinite(rate):
             return Interval(np.nan, np.nan)
-        widest = ((1 - CONFIDENCE) / 2) ** (1 / self.num_identities)
+        widest = ((1 - CONFIDENCE) / 2) ** (1 / trials)
         if rate >= 1:
             return Interval(widest, 1.0)
         if rate <= 0:

@@ -202,12 +202,17 @@ def _rates(ranked: Matches, galleries: Sequence[Matches], bootstrap: IdentityBoo
     hits = (ranked.rank[:, None] <= limits) & ranked.is_mated[:, None]
     ranks = bootstrap.ratios(hits, ranked.is_mated)
     tpirs = np.mean([_tpir_replicates(each, bootstrap) for each in galleries], axis=0)
+
+    def intervals(rates: NDArray[np.float64], replicates: NDArray[np.float64]) -> tuple[Interval, ...]:
+        columns = zip(rates.tolist(), replicates.T, strict=True)
+        return tuple(bootstrap.rate_interval(rate, own, ranked.is_mated) for rate, own in columns)
+
     return Identification(
         rank_rates=rank_rates,
         tpir=tpir,
         num_unmated=min(unmated),
-        rank_intervals=tuple(bootstrap.rate_interval(rate, ranks[:, k]) for k, rate in enumerate(rank_rates.tolist())),
-        tpir_intervals=tuple(bootstrap.rate_interval(rate, tpirs[:, k]) for k, rate in enumerate(tpir.tolist())),
+        rank_intervals=intervals(rank_rates, ranks),
+        tpir_intervals=intervals(tpir, tpirs),
     )
 
 

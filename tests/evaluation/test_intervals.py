@@ -103,6 +103,24 @@ def test_rate_interval_without_errors_is_that_of_clopper_and_pearson():
     assert bootstrap.rate_interval(0.0, np.zeros(5)) == pytest.approx((0.0, 1 - 0.025**0.01))
 
 
+def test_tar_interval_without_errors_counts_identities_of_genuine_pairs_only():
+    """Ten identities, but genuine pairs of three: TAR 1 rests on three trials, not on ten."""
+    a, b = np.triu_indices(10, 1)
+    first, second = np.concatenate([a, [0, 0, 1, 2]]), np.concatenate([b, [0, 0, 1, 2]])
+    score, is_same = np.where(first == second, 0.9, 0.1), first == second
+    bootstrap = IdentityBootstrap(first, second, replicates=50)
+    found = bootstrap.far_intervals(score, is_same, {"1e-01": 1.0})
+    assert found.tar["1e-01"] == pytest.approx((0.025 ** (1 / 3), 1.0))
+    assert bootstrap.rate_interval(0.0, np.zeros(5), is_same) == pytest.approx((0.0, 1 - 0.025 ** (1 / 3)))
+    assert bootstrap.rate_interval(1.0, np.ones(5)) == pytest.approx((0.025**0.1, 1.0))
+
+
+def test_tar_interval_of_one_genuine_identity_is_undefined():
+    bootstrap = IdentityBootstrap([0, 0, 1, 2], [0, 0, 2, 3], replicates=50)
+    found = bootstrap.far_intervals([0.9, 0.3, 0.4, 0.1], [True, True, False, False], {"5e-01": 0.5})
+    assert np.isnan(found.tar["5e-01"]).all()
+
+
 def test_rate_interval_of_one_identity_is_undefined():
     bootstrap = IdentityBootstrap([1, 1, 1])
     assert np.isnan(bootstrap.rate_interval(0.5, bootstrap.shares([True, False, True]))).all()

@@ -76,6 +76,24 @@ def test_score_templates_with_replicates_gives_an_interval_for_every_figure(made
     assert "rank_interval" not in without["identification"]
 
 
+def test_rank_interval_without_errors_counts_identities_with_a_mate_only():
+    """Of five probes, two have a mate in the gallery: rank rate 1 rests on two trials, not on five."""
+    lists = TemplateSet(
+        names=(),
+        template=np.arange(7),
+        media=np.zeros(7, np.int64),
+        pairs=np.empty((0, 2), np.int64),
+        is_same=np.empty(0, bool),
+        galleries={"one": (np.array([0, 1]), np.array(["a", "b"]))},
+        probes=(np.arange(2, 7), np.array(["a", "b", "c", "d", "e"])),
+    )
+    features = np.eye(5)[[0, 1, 0, 1, 2, 3, 4]]
+    found = score_templates(features, np.arange(7), lists, replicates=50).figures()["identification"]
+    for rates in (found, found["one"]):
+        assert rates["rank"]["1"] == 1.0
+        assert rates["rank_interval"]["1"] == pytest.approx([0.025**0.5, 1.0])
+
+
 def test_identities_of_templates_come_from_galleries_and_probes(made):
     _, ids, lists = made
     kept = ids % 40 > 0  # three templates were left out
