@@ -160,7 +160,8 @@ class _Figures:
             low, high = bootstrap.rate_interval(value, self.replicates[name], counted)
             row: dict[str, object] = {"run": run, "figure": name, "value": value, "low": low, "high": high}
             if self is not first:
-                found = difference(value, self.replicates[name], first.values[name], first.replicates[name], bootstrap)
+                differences = self.replicates[name] - first.replicates[name]
+                found = difference(value - first.values[name], differences, bootstrap, counted)
                 row |= {"difference": found.value, "difference_low": found.interval.low}
                 row |= {"difference_high": found.interval.high, "p_value": found.p_value}
                 if name == "accuracy_mean":
@@ -180,21 +181,17 @@ class Difference:
 
 
 def difference(
-    value: float,
-    replicates: NDArray[np.float64],
-    first_value: float,
-    first_replicates: NDArray[np.float64],
-    bootstrap: IdentityBootstrap,
+    value: float, differences: NDArray[np.float64], bootstrap: IdentityBootstrap, counted: Bools | None = None
 ) -> Difference:
-    """Return the difference of a figure from that of the first model, by paired replicates (R,).
+    """Return the difference of a figure from that of the first model, by differences of paired replicates (R,).
 
     The p value is twice the smaller share of replicates on either side of 0, 0 included; at least 2 / (R + 1).
+    Interval and p value are NaN if the figure counts fewer than two identities; `counted`: see `rate_interval`.
     """
-    differences = replicates - first_replicates
     found = differences[~np.isnan(differences)]
     smaller = min((found <= 0).sum(), (found >= 0).sum()) if len(found) else 0
-    p_value = min(1.0, 2 * (smaller + 1) / (len(found) + 1)) if bootstrap.num_identities > 1 else np.nan
-    return Difference(value=value - first_value, interval=bootstrap.interval(differences), p_value=float(p_value))
+    p_value = min(1.0, 2 * (smaller + 1) / (len(found) + 1)) if bootstrap.num_counted(counted) > 1 else np.nan
+    return Difference(value=value, interval=bootstrap.interval(differences, counted), p_value=float(p_value))
 
 
 def accuracy_differences(
@@ -217,7 +214,7 @@ def accuracy_differences(
             if other is not None:
                 _refuse_other_pairs(first, scores, run, other)
                 replicate = bootstrap.shares(other.is_right, other.fold)
-                found[number] = difference(_accuracy(other), replicate, value, own, bootstrap)
+                found[number] = difference(_accuracy(other) - value, replicate - own, bootstrap)
     return found
 
 

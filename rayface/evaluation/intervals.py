@@ -146,9 +146,16 @@ class IdentityBootstrap:
             {far: self.interval(found.threshold[:, k]) for k, far in enumerate(tars)},
         )
 
-    def interval(self, replicates: Floats) -> Interval:
-        """Return the percentiles of replicates (R,) of a threshold or of a difference."""
-        return percentiles(replicates) if self.num_identities > 1 else Interval(np.nan, np.nan)
+    def num_counted(self, counted: ArrayLike | None = None) -> int:
+        """Return the number of identities of some pairs or images, (N,) bool; None: of all."""
+        if counted is None:
+            return self.num_identities
+        rows = np.asarray(counted, bool)
+        return len(np.union1d(self._a[rows], self._b[rows]))
+
+    def interval(self, replicates: Floats, counted: ArrayLike | None = None) -> Interval:
+        """Return the percentiles of replicates (R,) of a threshold or of a difference; `counted`: as for a rate."""
+        return percentiles(replicates) if self.num_counted(counted) > 1 else Interval(np.nan, np.nan)
 
     def rate_interval(self, rate: float, replicates: Floats, counted: ArrayLike | None = None) -> Interval:
         """Return the interval of a rate: the percentiles of its replicates (R,).
@@ -160,10 +167,7 @@ class IdentityBootstrap:
             counted: (N,) bool, the pairs or images that the rate is a fraction of, such as the genuine pairs of a TAR;
                 None: all. NaN if they are of fewer than two identities.
         """
-        trials = self.num_identities
-        if counted is not None:
-            rows = np.asarray(counted, bool)
-            trials = len(np.union1d(self._a[rows], self._b[rows]))
+        trials = self.num_counted(counted)
         if trials < 2 or not np.isfinite(rate):
             return Interval(np.nan, np.nan)
         widest = ((1 - CONFIDENCE) / 2) ** (1 / trials)

@@ -61,6 +61,23 @@ def test_compare_of_a_better_model_finds_the_difference(written):
     assert tar["gained"] is None
 
 
+def test_compare_of_genuine_pairs_of_one_identity_has_no_interval_of_tar(written):
+    """One person's pairs say nothing about others, however many other people the impostor pairs have."""
+    scores = [some_scores(seed=seed) for seed in (0, 1)]
+    person = np.where(scores[0].is_same, 0, scores[0].identity_a)
+    other = np.where(scores[0].is_same, 0, scores[0].identity_b)
+    paths = [
+        written(name, replace(each, identity_a=person, identity_b=other))
+        for name, each in zip(("first", "other"), scores, strict=True)
+    ]
+    found = compare(paths, replicates=100)
+    tar, accuracy = row_of(found, paths[1], "tar_at_far 1e-01"), row_of(found, paths[1])
+    names = ("low", "high", "difference_low", "difference_high", "p_value")
+    assert [tar[name] for name in names] == [None] * 5
+    assert tar["difference"] == tar["value"] - row_of(found, paths[0], "tar_at_far 1e-01")["value"]
+    assert None not in [accuracy[name] for name in names]
+
+
 def test_compare_of_equal_models_finds_no_difference(written):
     first, same = written("first", some_scores()), written("same", some_scores())
     found = compare([first, same], replicates=100)
