@@ -75,7 +75,8 @@ def _label(figure: str) -> str:
 def _rate(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     if value is None:
         return "-"
-    return f"{value:{sign}.2%}" + ("" if low is None else f" [{low:{sign}.2%}, {high:{sign}.2%}]")
+    form = f"{sign}z.2%"  # z: a difference of -1e-17 is +0.00%
+    return f"{value:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
 
 
 def _number(value: float | None) -> str:

@@ -169,7 +169,7 @@ def _row(
 
 def _difference(found: Difference) -> str:
     low, high = found.interval
-    return f"{found.value:+.2%} [{low:+.2%}, {high:+.2%}], p {found.p_value:.2g}"
+    return f"{found.value:+z.2%} [{low:+z.2%}, {high:+z.2%}], p {found.p_value:.2g}"
 
 
 def _text(value: object) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rayface.cli.compare import _rate
 from rayface.evaluation.pair_scores import write_pair_scores
 from tests.evaluation.test_pair_scores import some_scores
 
@@ -40,3 +41,8 @@ def test_compare_of_other_pairs_exits_with_2_and_one_line(call, runs):
     code, out, err = call("compare", runs[0], runs[2])
     assert (code, out, err.count("\n")) == (2, "", 0)
     assert "must be measured on the same pairs" in err
+
+
+def test_compare_prints_a_difference_of_a_rounding_error_without_a_minus():
+    assert _rate(-1e-17, -0.01, 0.02, "+") == "+0.00% [-1.00%, +2.00%]"
+    assert _rate(0.5, 0.25, 1.0) == "50.00% [25.00%, 100.00%]"
