@@ -73,8 +73,13 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def _meant_key(error: BaseException) -> str:
-    """Return how a config key is given, for an option that does not exist but has the name of one."""
+    """Return how a config key is given, for an option that does not exist but has the name of one.
+
+    `--resume=auto` gets the form without the equals sign.
+    """
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    if name == "resume":
+        return " Write --resume auto." if type(error).__name__ == "BadOptionUsage" else ""
     keys = [key for key in flat(Config()) if name and (key == name or key.endswith(f".{name}"))]
     return f": config keys are given without dashes: {' or '.join(f'{key}=VALUE' for key in keys)}" if keys else ""
 
