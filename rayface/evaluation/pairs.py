@@ -113,11 +113,10 @@ class PairsProtocol(EvaluationProtocol):
 
     @classmethod
     def open(cls, settings: PairsSettings, *, image_size: int) -> PairsProtocol:
-        for path in (settings.pairs, *settings.data):
+        for key, path in (("pairs", settings.pairs), *(("data", path) for path in settings.data)):
             if "://" not in path and not Path(path).exists():
-                raise ValueError(
-                    f"evaluate: {path}: does not exist: give the path of the pairs file and of its dataset"
-                )
+                remedy = "give the path of the pairs file and of its dataset"
+                raise ValueError(f"evaluate.{key}: {path}: does not exist: {remedy}")
         pairs = load_pairs(settings.pairs, settings.data, image_size=image_size)
         return cls(pairs, settings.pairs, replicates=settings.replicates)
 

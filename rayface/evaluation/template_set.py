@@ -12,7 +12,7 @@ import pyarrow.csv as pc
 from numpy.typing import NDArray
 
 from rayface.arrays import Ints
-from rayface.storage import DataError, join, normalise, one_line, read_bytes
+from rayface.storage import DataError, exists, join, normalise, one_line, read_bytes
 
 IJB_IMAGES = "loose_crop"  # the folder of the images in a release
 GALLERIES = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}
@@ -60,7 +60,10 @@ def read_benchmark(folder: str) -> TemplateSet:
         table = _table(join(root, f"{name}.csv"), {"template": pa.int64(), "identity": pa.string()})
         return table["template"].to_numpy(), np.array(table["identity"].to_pylist(), np.str_)
 
-    images = _table(join(root, "templates.csv"), {"template": pa.int64(), "media": pa.int64(), "path": pa.string()})
+    templates = join(root, "templates.csv")
+    if not exists(templates):
+        raise DataError(f"{templates}: does not exist: give a folder that `rayface benchmark make` has written")
+    images = _table(templates, {"template": pa.int64(), "media": pa.int64(), "path": pa.string()})
     kinds = {"template_a": pa.int64(), "template_b": pa.int64(), "is_same": pa.int64()}
     pairs = _table(join(root, "template_pairs.csv"), kinds)
     return TemplateSet(

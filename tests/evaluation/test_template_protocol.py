@@ -257,6 +257,11 @@ def test_template_protocol_of_lists_that_do_not_fit_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_template_protocol_of_a_folder_without_lists_names_the_verb_that_writes_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"templates\.csv: does not exist: .*`rayface benchmark make`"):
+        TemplateProtocol.open(TemplateSettings(folder=str(tmp_path)), image_size=32)
+
+
 def test_template_protocol_of_no_release_or_two_inputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^evaluate.ijb: .*has no folder meta, nor has IJBB in it"):
         TemplateProtocol.open(TemplateSettings(folder=str(tmp_path), target="IJBB"), image_size=32)
