@@ -1,5 +1,6 @@
 """Ray Data's private classes."""
 
+import logging
 import uuid
 from typing import Any
 
@@ -14,7 +15,7 @@ with tried_versions_named():
     from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data._internal.execution.interfaces import ExecutionResources
 
-__all__ = ["ExecutionCallback", "execute_data_locally", "schedule_promptly"]
+__all__ = ["ExecutionCallback", "execute_data_locally", "log_no_debug_messages", "schedule_promptly"]
 
 _LONGEST_WAIT = 0.02  # seconds, of a round of the scheduling loop for tasks that run
 
@@ -53,6 +54,15 @@ def schedule_promptly() -> None:
     """
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LONGEST_WAIT
     metadata_fetcher._PREFETCH_ON_THREAD = False
+
+
+def log_no_debug_messages() -> None:
+    """Have Ray Data in this process write no debug messages into the log of Ray's session.
+
+    There are some of every task, and of every execution each 5 s, in two files that nobody rotates: they grew by 280 MB
+    a day while a small stream was read (Ray 2.60).
+    """
+    logging.getLogger("ray.data._internal").setLevel(logging.INFO)  # each task sets the level of ray.data again
 
 
 def _ignore(*_args: Any, **_options: Any) -> None:

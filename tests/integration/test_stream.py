@@ -68,6 +68,15 @@ def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, m
         assert [part.rows.stop for part in parts][-1] == order.batch_size
 
 
+def test_stream_writes_no_line_into_the_log_of_ray_for_a_turn(drawn, monkeypatch):
+    monkeypatch.setattr(dealer, "_BLOCK_IMAGES", 1)
+    log = Path(ray._private.worker._global_node.get_session_dir_path(), "logs", "ray-data", "ray-data.log")
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    order = SampleOrder(num_samples=len(open_dataset(drawn).index), batch_size=12, window_images=12)
+    assert len(read(open_dataset(drawn), order, 0, 120)[0]) == 120
+    assert len(log.read_text().splitlines()) - before < 30  # of the execution, and of the first task of a process
+
+
 @pytest.fixture
 def small_turns(monkeypatch):
     """A function: deal turns of one batch of 12 each; `on_read` is called in a reader before it reads a turn."""

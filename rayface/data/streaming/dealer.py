@@ -20,7 +20,7 @@ from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.scheduling_rest import SchedulingRest
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.data.streaming.windows import error_block, read_windows
-from rayface.ray_internals.data import execute_data_locally, schedule_promptly
+from rayface.ray_internals.data import execute_data_locally, log_no_debug_messages, schedule_promptly
 from rayface.storage import DataError, StorageError
 
 # A block costs Ray Data's loop 3 to 4 ms whatever its size.
@@ -165,6 +165,7 @@ class Dealer:
 
     def _run(self) -> None:
         schedule_promptly()
+        log_no_debug_messages()
         if self._stream.local:
             execute_data_locally()
         try:
@@ -291,4 +292,5 @@ def _read_ahead_bytes(stream: Stream, turns: Sequence[range], tasks: int) -> int
 @lru_cache(maxsize=1)
 def _opened(samples: SharedSamples) -> tuple[SampleReader, SampleIndex, LabelGroups | None]:
     """Cache per process: reader, index and groups, kept between tasks of a stream."""
+    log_no_debug_messages()
     return samples.reader()
