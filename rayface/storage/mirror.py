@@ -17,6 +17,7 @@ from rayface.storage.remote_path import RemotePath
 from rayface.storage.writes import is_temporary, write_bytes
 
 SEGMENT_BYTES = 1 << 20  # the last segment of a journal is replaced as it grows up to this size
+_GROWTH = 0.1  # of a larger file before it is delivered again
 DELIVERY_SECONDS = 2.0
 _JOURNAL_SUFFIX = ".jsonl"
 _pulling = threading.Lock()
@@ -102,8 +103,10 @@ class FolderMirror:
     """Deliver a local folder to an object store every few seconds, and once more at the end of the context.
 
     Journals (`*.jsonl`) are delivered as `Segments` in a folder of their name; of other files, those that have changed,
-    each by one upload. Hidden and temporary files are not delivered. A store that does not answer delays the delivery
-    only; what cannot be delivered at the end stays in the local folder, with a warning.
+    each by one upload. Files of more than a segment, such as TensorBoard's, are delivered again after they have grown
+    by a tenth, and at the end: uploads are of at most about 11 times the bytes of the file, however long the run is.
+    Hidden and temporary files are not delivered. A store that does not answer delays the delivery only; what cannot be
+    delivered at the end stays in the local folder, with a warning.
 
     Args:
         local: the folder.
@@ -180,7 +183,9 @@ class FolderMirror:
                 path = self._local / name
                 if path.suffix == _JOURNAL_SUFFIX:
                     self._journal(name).push()
-                elif (state := _state(path)) != self._states.get(name):
+                elif (state := _state(path)) != (old := self._states.get(name)) and (
+                    old is None or self._closing.is_set() or not _grows_slowly(old[1], state[1])
+                ):
                     (self._remote / name).upload(path.read_bytes())
                     self._states[name] = state
 
@@ -207,6 +212,10 @@ class FolderMirror:
         except (DataError, StorageError, OSError) as error:
             logger.warning("%s: cannot be delivered (%s): %s", self._remote, mask(str(error)), otherwise)
             return False
+
+
+def _grows_slowly(before: int, size: int) -> bool:
+    return before > SEGMENT_BYTES and before <= size < before * (1 + _GROWTH)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -87,3 +87,20 @@ def test_mirror_whose_store_fails_keeps_the_files_with_a_warning(
     assert f"it is kept in {tmp_path}" in caplog.text
     assert s3_server.secret not in caplog.text
     assert (tmp_path / "a.json").read_text() == "{}"
+
+
+def test_mirror_uploads_a_large_growing_file_a_bounded_number_of_times(
+    remote: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "DELIVERY_SECONDS", 1e6)
+    sizes: list[int] = []
+    upload = RemotePath.upload
+    monkeypatch.setattr(RemotePath, "upload", lambda path, data: (sizes.append(len(data)), upload(path, data)))
+    events = tmp_path / "tensorboard" / "events"
+    with FolderMirror(tmp_path, remote) as delivered:
+        for _ in range(300):
+            append(events, "12345")
+            delivered.deliver()
+    assert sizes[-1] == 1500
+    assert sum(sizes) < 12 * 1500
+    assert (remote / "tensorboard" / "events").read_bytes() == events.read_bytes()
