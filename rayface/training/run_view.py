@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 from rayface.tracking.journal import RECOVERY, JournalTail, Record
 from rayface.training.doctor.live import ADVICE
@@ -14,8 +15,10 @@ from rayface.training.run_directory import RunDirectory
 _ENDS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _SILENT_SECONDS = 60.0  # after which a run without news is asked whether a process still owns it
 _RATE_POINTS = 20
-_MAX_POINTS = 4096  # losses kept; more are thinned
+MAX_POINTS = 4096
+"""Values of a metric that are kept; more are thinned."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,30 @@ def sparkline(values: tuple[float, ...], width: int = 40) -> str:
     return "".join(_BLOCKS[round((mean - low) / (high - low or 1) * (len(_BLOCKS) - 1))] for mean in means)
 
 
+class Thinned(Generic[T]):
+    """A series that grows: of all its values, `most` or fewer at equal distances, and the newest one."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._every, self._seen = most, 1, 0
+        self._kept: list[T] = []
+        self._newest: list[T] = []
+
+    def append(self, value: T) -> None:
+        """Add a value."""
+        due = self._seen % self._every == 0
+        self._seen += 1
+        self._newest = [] if due else [value]
+        if due:
+            self._kept.append(value)
+        if len(self._kept) > self._most:
+            self._kept = self._kept[::2]
+            self._every *= 2
+
+    def values(self) -> list[T]:
+        """Return the kept values, oldest first."""
+        return self._kept + self._newest
+
+
 @dataclass(kw_only=True)
 class RunWatcher:
     """Follows the journals of a run that this or another process writes; only reads.
@@ -94,7 +121,7 @@ class RunWatcher:
     tail: JournalTail | None = None
     _metrics: dict[str, float] = field(default_factory=dict)
     _points: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RATE_POINTS))  # (step, time)
-    _losses: list[float] = field(default_factory=list)
+    _losses: Thinned[float] = field(default_factory=lambda: Thinned(MAX_POINTS))
     _accuracies: dict[int, float] = field(default_factory=dict)
     _notes: dict[str, str] = field(default_factory=dict)
     _state: str = "starting"
@@ -141,8 +168,6 @@ class RunWatcher:
         if "train/loss" in values:
             self._points.append((step, record["time"]))
             self._losses.append(values["train/loss"])
-            if len(self._losses) > _MAX_POINTS:
-                self._losses = self._losses[::2]
         if "eval/accuracy" in values:
             self._accuracies[step] = values["eval/accuracy"]
 
@@ -159,7 +184,7 @@ class RunWatcher:
             learning_rate=metrics.get("train/lr"),
             images_per_second=metrics.get("train/images_per_second"),
             seconds_left=None if self._ended or total is None else self._seconds_left(total),
-            losses=tuple(self._losses),
+            losses=tuple(self._losses.values()),
             accuracies=tuple(sorted(self._accuracies.items())),
             faults=int(metrics.get("data/faults", 0)),
             restarts=int(metrics.get("train/restarts", 0)),

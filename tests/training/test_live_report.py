@@ -48,3 +48,20 @@ def test_report_of_a_short_run_is_not_written_before_its_end(run):
         run.worker_journal().metrics({"checkpoint/seconds": 1.0}, 4)
         time.sleep(0.1)
     assert not run.report.exists()
+
+
+def test_report_of_a_long_run_has_no_more_points_than_that_of_a_shorter_one(run, monkeypatch):
+    monkeypatch.setattr(live_report, "MAX_POINTS", 8)
+    monkeypatch.setattr(RunDirectory, "read_metrics", lambda _run: pytest.fail("the whole journal is read again"))
+    metrics, journal = live_report._Metrics(run), run.worker_journal()
+    for step in range(1, 1001):
+        journal.metrics({"train/loss": 1.0 / step}, step)
+        if step % 100 == 0:
+            assert metrics.read() is False
+            assert len(metrics.points()["train/loss"]) <= 9
+    journal.metrics({"eval/accuracy": 0.7}, 1000)
+    assert metrics.read() is True
+    points = metrics.points()
+    assert [point[:2] for point in points["eval/accuracy"]] == [(1000, 0.7)]
+    steps = [step for step, _, _ in points["train/loss"]]
+    assert steps == [1, *range(129, 1000, 128), 1000]

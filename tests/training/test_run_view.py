@@ -99,9 +99,9 @@ def test_view_of_a_finished_run_is_ended(run):
 
 
 def test_view_of_many_losses_keeps_few(run, monkeypatch):
-    monkeypatch.setattr(run_view, "_MAX_POINTS", 8)
-    logged(run, *range(1, 30), seconds=0.1)
-    assert len(RunWatcher(run=run).read().losses) <= 8
+    monkeypatch.setattr(run_view, "MAX_POINTS", 8)
+    logged(run, *range(1, 31), seconds=0.1)
+    assert RunWatcher(run=run).read().losses == (9.0, 5.0, 1.0, -3.0, -7.0, -11.0, -15.0, -19.0, -20.0)
 
 
 def test_sparkline_shows_the_course_and_ignores_what_is_not_finite():
