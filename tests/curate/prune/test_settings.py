@@ -7,7 +7,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.config import CleanConfig, Config
-from rayface.curate.prune.settings import check_clean, check_exclude, check_settings
+from rayface.curate.prune.settings import check_clean, check_exclude, check_settings, fingerprint
 from rayface.embedding.embeddings import Embeddings
 
 
@@ -55,3 +55,39 @@ def test_check_clean_of_a_test_set_from_another_model_is_refused() -> None:
         check_clean(CleanConfig(), source, other, None)
     with pytest.raises(ValueError, match=r"^clean.bytes: requires prune.data, the dataset with the files$"):
         check_clean(CleanConfig(bytes=True), source, None, None)
+
+
+def test_fingerprint_holds_what_decides_the_result_in_the_form_of_existing_jobs() -> None:
+    """A changed default form would make every existing folder refuse to resume."""
+    source, test = (Embeddings(files=(), size=size, dtype="float16") for size in (512, 256))
+    given = config(prune__keep=0.5, prune__baselines=["herding"], clean__outliers=0.2, clean__drop=["outliers"])
+    plain = fingerprint(given, source, None, None)
+    assert plain == {
+        "method": "face_nms",
+        "threshold": None,
+        "keep": 0.5,
+        "min_images": 1,
+        "global_weight": 0.0,
+        "seed": 0,
+        "baselines": ["herding"],
+        "head": None,
+        "clean": {
+            "outliers": 0.2,
+            "duplicates": None,
+            "conflicts": None,
+            "bytes": False,
+            "test": None,
+            "drop": ["outliers"],
+            "merge": False,
+        },
+        "block_size": 2**26,
+        "embeddings": source.digest,
+        "exclude": None,
+        "dataset_digest": None,
+        "write_shards": False,
+    }
+    with_options = configs.with_overrides(given, {"prune.options": {"a": 1}})
+    assert fingerprint(with_options, source, None, None) == {**plain, "options": {"a": 1}}
+    excluding = configs.with_overrides(given, {"clean.exclude": "test", "clean.above": 0.7})
+    clean = {**plain["clean"], "test": 0.7, "drop": ["outliers", "test"]}
+    assert fingerprint(excluding, source, test, None) == {**plain, "clean": clean, "exclude": test.digest}
