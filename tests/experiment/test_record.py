@@ -10,7 +10,7 @@ from rayface.experiment.inputs import fingerprint
 from rayface.experiment.record import Record, brief
 from rayface.files import sha256_of
 from rayface.stages import STAGES
-from rayface.stages.settings import changed_keys
+from rayface.stages.settings import changed_key, changed_keys
 
 
 @pytest.mark.parametrize("text", ["[]", '{"stages": []}', "{}", "{", '{"version": 3, "stages": {"a": {}}}'])
@@ -77,6 +77,18 @@ def test_settings_of_an_earlier_version_equal_the_defaults_that_they_were(
     (tmp_path / "experiment.json").write_text(json.dumps({"version": 3, "stages": stages}))
     before = Record(tmp_path).settings("a")
     assert changed_keys(before, json.loads(json.dumps(now))) == changed
+
+
+def test_changed_key_is_the_first_of_now_and_a_default_only_equals_an_unset_value() -> None:
+    """head.scale of cosface is 64 by default; keys of one side alone are of another version."""
+    head = {"head.name": "partial_fc", "head.margin": "cosface"}
+    before = {"a": None, "gone": 1, **head, "head.scale": 32.0, "b": 1}
+    now = {"b": 2, "new": 1, **head, "head.scale": 64.0, "a": 0.5}
+    assert changed_key(before, now) == "b"
+    assert changed_keys(before, now) == ["b", "head.scale", "a"]
+    assert changed_keys({**head, "head.scale": 64.0}, {**head, "head.scale": 32.0}) == ["head.scale"]
+    assert changed_keys({**head, "head.scale": 64.0}, {**head, "head.scale": None}) == []
+    assert changed_key(now, now) is None
 
 
 def test_brief_of_a_result_keeps_numbers_and_small_tables() -> None:
