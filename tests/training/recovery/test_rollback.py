@@ -7,13 +7,46 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from rayface.config import TrainConfig
 from rayface.data.streaming.batches import Batch
 from rayface.models.run_files import PROGRESS
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
-from rayface.training.recovery.rollback import TrainingStoppedError
+from rayface.training.recovery.rollback import NotFiniteError, Recovery, TrainingStoppedError, remembered, stopped
+from rayface.training.run_directory import RunDirectory
 from tests.ranks import run_ranks
 from tests.training.plain_training import batches_for, losses, same, training
+
+
+def test_recovery_lowers_the_rate_again_until_no_roll_back_is_left():
+    train = TrainConfig(on_nan="lower_lr", nan_lr_factor=0.5, max_rollbacks=2)
+    own = Recovery()
+    words = []
+    while own.may_roll_back(train):
+        words.append(own.change(7, train))
+    assert words == ["at 0.5 times the learning rate", "at 0.25 times the learning rate"]
+    assert own == Recovery(rate_factor=0.25, rollbacks=2)
+    assert not Recovery().may_roll_back(TrainConfig(on_nan="stop"))
+
+
+def test_remembered_is_the_state_of_the_later_roll_back(tmp_path):
+    run, saved = RunDirectory(tmp_path), Recovery(skipped=[3], rollbacks=1)
+    assert remembered(run, saved) == saved
+    for stored in (Recovery(skipped=[3, 9], rollbacks=2), Recovery()):
+        stored.remember(run)
+        assert remembered(run, saved) == max(stored, saved, key=lambda each: each.rollbacks)
+
+
+@pytest.mark.parametrize(
+    ("good", "rollbacks", "words"),
+    [
+        (["a", "b"], 2, "x after 2 roll-backs; the last good checkpoint is b; resume from it with"),
+        ([], 0, "x; there is no good checkpoint; start a new run with"),
+    ],
+)
+def test_stopped_names_the_last_good_checkpoint_and_a_remedy(good, rollbacks, words):
+    error = stopped(NotFiniteError("x", step=4, bad_from=4), good, rollbacks, 0.1)
+    assert str(error) == f"{words} a lower optim.lr (now 0.1) or train.precision=fp32"
 
 
 def test_roll_back_of_another_error_of_the_head_does_not_happen(tmp_path):
