@@ -39,12 +39,59 @@ def filled(vectors: Vectors) -> ComponentIndex:
 @pytest.mark.parametrize("most_in_graph", [1000, 10**6])
 def test_index_finds_what_brute_force_does(monkeypatch: pytest.MonkeyPatch, most_in_graph: int) -> None:
     monkeypatch.setattr(module, "MOST_IN_GRAPH", most_in_graph)
+    monkeypatch.setattr(module, "_BLOCK", 500)  # lists are made of several
     x = units(6000)
     queries = near(x[::12])
     exact = (queries @ x.T).argmax(axis=1)
     found = filled(x).search(queries)
     assert found.shape == (500, module.FOUND)
     assert (found == exact[:, None]).any(axis=1).mean() > 0.93
+
+
+def test_index_without_components_finds_none_and_of_few_pads_with_minus_one() -> None:
+    own = ComponentIndex(32)
+    assert own.search(units(3)).shape == (3, 0)
+    x = units(5)
+    own.add(np.arange(7, 12), x)
+    assert own.search(x).shape == (5, 5)
+    assert own.search(x)[:, 0].tolist() == [7, 8, 9, 10, 11]
+    own.remake(np.arange(7, 12), x)
+    found = own.search(x)
+    assert found.shape == (5, module.FOUND)
+    assert found[:, 0].tolist() == [7, 8, 9, 10, 11]
+    assert np.sort(found, axis=1)[:, -6:].tolist() == [[-1, 7, 8, 9, 10, 11]] * 5
+
+
+def test_index_is_outgrown_at_the_limit_of_the_graph_and_at_twice_the_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_IN_GRAPH", 100)
+    own, x, outgrown = ComponentIndex(32), units(100), []
+    for start, stop in ((0, 99), (99, 100)):
+        own.add(np.arange(start, stop), x[start:stop])
+        outgrown.append(own.is_outgrown)
+    own.remake(np.arange(60), x[:60])
+    outgrown.append(own.is_outgrown)
+    for start, stop in ((0, 59), (59, 60)):
+        own.add(np.arange(start, stop), x[start:stop])
+        outgrown.append(own.is_outgrown)
+    assert outgrown == [False, True, False, False, True]
+
+
+def test_index_adds_on_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, seen = faiss.omp_get_max_threads(), []
+    faiss.omp_set_num_threads(3)
+    try:
+        own = ComponentIndex(32)
+        monkeypatch.setattr(own._graph, "add", lambda means: seen.append(faiss.omp_get_max_threads()))
+        own.add(np.arange(4), units(4))
+        assert (seen, faiss.omp_get_max_threads()) == ([1], 3)
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def test_directions_of_sketches_are_those_of_saved_states() -> None:
+    """A saved index holds sketches, not the directions they were made by."""
+    assert [module._directions(size).shape[1] for size in (32, 256, 257, 300, 600)] == [256, 256, 264, 304, 512]
+    np.testing.assert_allclose(module._directions(300)[[0, -1], [0, -1]], [1.117622, 1.9585993], rtol=1e-5)
 
 
 def comparisons(count: int) -> float:
