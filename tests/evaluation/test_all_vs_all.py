@@ -123,6 +123,32 @@ def test_all_vs_all_with_a_bracket_that_misses_repeats_the_pass(monkeypatch):
     assert sum(pairs) == len(passes) * (200 * 199 // 2)
 
 
+def test_all_vs_all_with_a_sample_that_always_misses_ends_with_each_worst_pair_once(monkeypatch):
+    monkeypatch.setattr(module, "_SAMPLE_SIDE", 16)
+    monkeypatch.setattr(PairTiles, "sample", lambda self, *shape: np.full(10_000, 2.0))
+    embeddings, labels, _ = embedded(200, 30, seed=4)
+    pairs, extremes = [], Extremes(5)
+    found = tail_rates(embeddings, labels, FARS, done=pairs.append, extremes=extremes)
+    genuine, impostor = scores_of(embeddings, labels)
+    assert found.tar.tolist() == tar_at_far(genuine, impostor, FARS).tolist()
+    assert sum(pairs) == 4 * (200 * 199 // 2)  # brackets of .01, .08, .64, and without limits
+    np.testing.assert_allclose([score for score, *_ in extremes.genuine], np.sort(genuine)[:5])
+    np.testing.assert_allclose([score for score, *_ in extremes.impostor], np.sort(impostor)[:-6:-1])
+
+
+def test_all_vs_all_with_many_worst_pairs_places_a_bracket_for_them(monkeypatch):
+    monkeypatch.setattr(module, "_SAMPLE_SIDE", 16)
+    embeddings, labels, _ = embedded(200, 30, seed=4)
+    highest = np.sort(scores_of(embeddings, labels)[1])[::-1]
+    real, ranks = module._brackets, []
+    monkeypatch.setattr(module, "_brackets", lambda *given: ranks.append(given[1]) or real(*given))
+    for count in (5000, len(highest), len(highest) + 1):
+        extremes = Extremes(count)
+        tail_rates(embeddings, labels, [0.0], extremes=extremes)
+        np.testing.assert_allclose([score for score, *_ in extremes.impostor], highest[:count])
+    assert ranks == [[0, 4999], [0, len(highest) - 1], [0, len(highest) - 1]]
+
+
 def test_all_vs_all_of_a_memory_map_in_half_precision_equals_the_array(tmp_path):
     embeddings, labels, groups = embedded(dtype=np.float16)
     np.save(tmp_path / "embeddings.npy", embeddings)
