@@ -17,7 +17,7 @@ from rayface.storage.remote_path import RemotePath
 from rayface.storage.writes import is_temporary, write_bytes
 
 SEGMENT_BYTES = 1 << 20  # the last segment of a journal is replaced as it grows up to this size
-_GROWTH = 0.1  # of a larger file before it is delivered again
+_GROWTH = 0.1  # of a larger file of a gradual folder before it is delivered again
 DELIVERY_SECONDS = 2.0
 _JOURNAL_SUFFIX = ".jsonl"
 _pulling = threading.Lock()
@@ -103,16 +103,16 @@ class FolderMirror:
     """Deliver a local folder to an object store every few seconds, and once more at the end of the context.
 
     Journals (`*.jsonl`) are delivered as `Segments` in a folder of their name; of other files, those that have changed,
-    each by one upload. Files of more than a segment, such as TensorBoard's, are delivered again after they have grown
-    by a tenth, and at the end: uploads are of at most about 11 times the bytes of the file, however long the run is.
-    Hidden and temporary files are not delivered. A store that does not answer delays the delivery only; what cannot be
-    delivered at the end stays in the local folder, with a warning.
+    each by one upload. Hidden and temporary files are not delivered. A store that does not answer delays the delivery
+    only; what cannot be delivered at the end stays in the local folder, with a warning.
 
     Args:
         local: the folder.
         remote: where it is delivered to.
         pulled: names of journals that another process writes: they are fetched instead.
         only: names in the folder to deliver; None: all.
+        gradual: names of folders whose files grow as long as the run does. Those of more than a segment are delivered
+            again after they have grown by a tenth, and at the end: in all about 11 times their bytes.
         fenced: whether another process owns the remote folder by now: then nothing is delivered.
     """
 
@@ -123,9 +123,10 @@ class FolderMirror:
         *,
         pulled: Collection[str] = (),
         only: Collection[str] | None = None,
+        gradual: Collection[str] = (),
         fenced: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._fenced = fenced
+        self._fenced, self._gradual = fenced, frozenset(gradual)
         self._local, self._remote, self._pulled, self._only = local, remote, frozenset(pulled), only
         self.delivered = False
         """Whether everything was delivered at the end."""
@@ -183,11 +184,16 @@ class FolderMirror:
                 path = self._local / name
                 if path.suffix == _JOURNAL_SUFFIX:
                     self._journal(name).push()
-                elif (state := _state(path)) != (old := self._states.get(name)) and (
-                    old is None or self._closing.is_set() or not _grows_slowly(old[1], state[1])
-                ):
+                elif (state := _state(path)) != self._states.get(name) and not self._may_wait(name, state[1]):
                     (self._remote / name).upload(path.read_bytes())
                     self._states[name] = state
+
+    def _may_wait(self, name: str, size: int) -> bool:
+        """Return whether a changed file has grown too little to be delivered again."""
+        if self._closing.is_set() or name.partition("/")[0] not in self._gradual or name not in self._states:
+            return False
+        _, before = self._states[name]
+        return before > SEGMENT_BYTES and before <= size < before * (1 + _GROWTH)
 
     def _names(self) -> list[str]:
         names: list[str] = []
@@ -212,10 +218,6 @@ class FolderMirror:
         except (DataError, StorageError, OSError) as error:
             logger.warning("%s: cannot be delivered (%s): %s", self._remote, mask(str(error)), otherwise)
             return False
-
-
-def _grows_slowly(before: int, size: int) -> bool:
-    return before > SEGMENT_BYTES and before <= size < before * (1 + _GROWTH)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from rayface.files import exclusive_folder, is_owned, open_to_append, write_file
 from rayface.job_folder import delete_unfinished
 from rayface.storage import LEASE, AnyPath, DataError, FolderMirror, RemotePath, StorageError, leased, path_of
 from rayface.storage.lease import Lease, read_owner
+from rayface.tracking.spool import READER_FOLDERS
 
 Values = Mapping[str, Any]
 """A JSON object whose keys belong to another module."""
@@ -164,7 +165,9 @@ class RunStore:
         assert isinstance(self.path, RemotePath)
         self.make_folder(self.working)
         only = (*folders, *files)
-        mirror = FolderMirror(self.working, self.path, pulled=pulled, only=only, fenced=self.is_lost)
+        mirror = FolderMirror(
+            self.working, self.path, pulled=pulled, only=only, gradual=READER_FOLDERS, fenced=self.is_lost
+        )
         for name in folders:
             mirror.restore(name)
         for name in files:

@@ -89,18 +89,20 @@ def test_mirror_whose_store_fails_keeps_the_files_with_a_warning(
     assert (tmp_path / "a.json").read_text() == "{}"
 
 
-def test_mirror_uploads_a_large_growing_file_a_bounded_number_of_times(
+def test_mirror_uploads_a_large_file_of_a_gradual_folder_a_bounded_number_of_times_and_others_at_once(
     remote: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirror, "DELIVERY_SECONDS", 1e6)
-    sizes: list[int] = []
+    sizes: dict[str, list[int]] = {"events": [], "faults.log": []}
     upload = RemotePath.upload
-    monkeypatch.setattr(RemotePath, "upload", lambda path, data: (sizes.append(len(data)), upload(path, data)))
-    events = tmp_path / "tensorboard" / "events"
-    with FolderMirror(tmp_path, remote) as delivered:
+    monkeypatch.setattr(RemotePath, "upload", lambda to, data: (sizes[to.name].append(len(data)), upload(to, data)))
+    files = [tmp_path / "tensorboard" / "events", tmp_path / "faults.log"]
+    with FolderMirror(tmp_path, remote, gradual=["tensorboard"]) as delivered:
         for _ in range(300):
-            append(events, "12345")
+            for file in files:
+                append(file, "12345")
             delivered.deliver()
-    assert sizes[-1] == 1500
-    assert sum(sizes) < 12 * 1500
-    assert (remote / "tensorboard" / "events").read_bytes() == events.read_bytes()
+    assert sizes["events"][-1] == 1500
+    assert sum(sizes["events"]) < 12 * 1500
+    assert sizes["faults.log"] == list(range(5, 1501, 5))
+    assert (remote / "tensorboard" / "events").read_bytes() == files[0].read_bytes()

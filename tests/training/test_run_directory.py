@@ -163,6 +163,22 @@ def test_directory_in_a_store_delivers_journals_and_a_new_machine_continues_them
     assert not any(object_store.secret.encode() in content for content in object_store.files().values())
 
 
+def test_directory_in_a_store_delivers_files_of_tensorboard_and_wandb_gradually(
+    stored: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    class Seen(run_store.FolderMirror):
+        def __init__(self, *args, **options) -> None:
+            given.append(options["gradual"])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(run_store, "FolderMirror", Seen)
+    with stored.delivering():
+        pass
+    assert given == [("tensorboard", "wandb")]
+
+
 def test_faults_in_a_store_are_appended_beside_the_training_and_those_of_the_controller_apart(
     stored: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
