@@ -27,6 +27,8 @@ from rayface.progress import phase
 from rayface.session import ray_session
 from rayface.storage import DataError, is_local
 
+_WINDOWS_HELD = 3  # by training in the object store, beside one for each reader
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamBench:
@@ -81,8 +83,6 @@ class RoadTimes:
     cpu_microseconds: float
     ratio: float | None
 
-
-_WINDOWS_HELD = 3  # by training, beside one for each reader
 
 _Road = Callable[[], Pace]
 
