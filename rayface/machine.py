@@ -6,8 +6,8 @@ import os
 import sys
 from importlib.metadata import version
 
-# Of glibc's mallopt. It refuses a larger threshold. Other threads than the first one take memory in heaps of 64 MB;
-# a free heap is returned unless it and the one before it are smaller than the padding.
+# Of glibc's mallopt, which refuses a larger M_MMAP_THRESHOLD. Other threads than the first one take memory in heaps of
+# 64 MB; a free one is returned if the heap before it has more than the padding free, which no two heaps have.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 160 << 20}
 
