@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayface.data.images import to_device
+
 _SMALLEST = 0.2  # least side of a low resolution, as a share; as AdaFace has it
 _SIGMA = 0.3, 2.0  # standard deviation of a blur, pixels
 _QUALITY = 20, 90  # of a JPEG
@@ -63,7 +65,7 @@ def degrade(
     """
     device = device or images.device
     if not any(astuple(shares)):
-        return images.to(device, non_blocking=True)
+        return to_device(images, device)
     draws = torch.rand(_NUM_DRAWS, batch_size, generator=generator, dtype=torch.float64)[:, rows]
     gates, rest = draws[:6], draws[6:]
     chosen = [(gate < share).nonzero()[:, 0] for gate, share in zip(gates, astuple(shares), strict=True)]
@@ -71,7 +73,7 @@ def degrade(
     images = images.clone()
     for i in jpeg.tolist():
         images[i] = _jpeg(images[i], rest[0, i].item())
-    images = images.to(device, non_blocking=True)
+    images = to_device(images, device)
     for i in crop.tolist():
         top, left, height, width = _box(images.shape[1:3], rest[1:5, i].tolist(), _CROP_AREA, _CROP_RATIO)
         kept = images[i, top : top + height, left : left + width].clone()
@@ -80,7 +82,7 @@ def degrade(
     _apply(images, low, [_low_resolution(side, rest[5, low]) for side in images.shape[1:3]])
     _apply(images, blur, [_blur(side, rest[6, blur]) for side in images.shape[1:3]])
     if len(grey):
-        on_device = grey.to(images.device)
+        on_device = to_device(grey, images.device)
         images[on_device] = _grey(images[on_device])
     for i in erase.tolist():
         top, left, height, width = _box(images.shape[1:3], rest[7:11, i].tolist(), _ERASED_AREA, _ERASED_RATIO)
@@ -110,8 +112,8 @@ def _apply(images: Tensor, chosen: Tensor, matrices: list[Tensor]) -> None:
     """Replace images by rows @ image @ columns^T of each channel; matrices (m, h, h) and (m, w, w)."""
     if not len(chosen):
         return
-    rows, columns = (matrix.to(images.device) for matrix in matrices)
-    where = chosen.to(images.device)
+    rows, columns = (to_device(matrix, images.device) for matrix in matrices)
+    where = to_device(chosen, images.device)
     pixels = images[where].permute(0, 3, 1, 2).float()
     found = rows[:, None] @ pixels @ columns[:, None].transpose(2, 3)
     images[where] = found.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -10,7 +10,7 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a small tensor of the CPU to a device; the host does not wait for a GPU, which needs page-locked memory."""
+    """Copy a tensor of the CPU to a device; the host does not wait for a GPU, which needs page-locked memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

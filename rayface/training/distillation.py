@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayface.config import Config
+from rayface.data.images import to_device
 from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model
@@ -157,7 +158,7 @@ def sample_targets(targets: np.ndarray, sample_order: SampleOrder) -> Teacher:
 
     def of_batch(images: Tensor, batch: Batch, rows: slice) -> Tensor:
         found = targets[sample_order.batch(batch.step)[batch.rows][rows]]
-        return torch.from_numpy(found.astype(np.float32)).to(images.device, non_blocking=True)
+        return to_device(torch.from_numpy(found.astype(np.float32)), images.device)
 
     return of_batch
 
@@ -167,6 +168,6 @@ def class_targets(targets: np.ndarray) -> Teacher:
 
     def of_batch(images: Tensor, batch: Batch, rows: slice) -> Tensor:
         found = targets[batch.labels[rows].numpy()]
-        return torch.from_numpy(found.astype(np.float32)).to(images.device, non_blocking=True)
+        return to_device(torch.from_numpy(found.astype(np.float32)), images.device)
 
     return of_batch

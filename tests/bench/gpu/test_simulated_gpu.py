@@ -1,6 +1,6 @@
 """Code for a GPU puts its tensors where they belong: seen without one, on a simulated GPU."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from rayface.bench.gpu.case import Case, Kit
 from rayface.bench.gpu.curation import pair_rate, same_pairs
 from rayface.bench.gpu.head_roads import ROADS
 from rayface.bench.gpu.head_step import MINI, _batches, _step
+from rayface.data.degradations import Degradations, degrade
 from rayface.data.images import augment
 from rayface.heads import CosFace, HeadSettings
 from tests.bench.gpu.simulated_gpu import OnGpu, simulated_gpu
@@ -76,6 +77,23 @@ def test_measurements_of_a_gpu_on_a_simulated_one_give_all_figures() -> None:
     assert taken.passed == (abs(taken.error) <= plan_memory.TOLERANCE)
     assert augmented.images_per_s > 0
     assert (found.pairs_found, found.products) == (10, "bfloat16")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_degrade_on_a_simulated_gpu_copies_from_page_locked_memory_what_the_cpu_computes(share) -> None:
+    images, locked = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8), []
+    shares = Degradations(**{each.name: share for each in fields(Degradations)})
+
+    def degraded(device: torch.device) -> torch.Tensor:
+        return degrade(images, slice(0, 4), 4, torch.Generator().manual_seed(0), shares, device)
+
+    expected = degraded(torch.device("cpu"))
+    with simulated_gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.append(tensor.shape) or tensor)
+        found = degraded(torch.device("cuda"))
+    assert isinstance(found, OnGpu)
+    assert images.shape in locked
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected)
 
 
 def test_simulated_gpu_refuses_what_a_gpu_refuses() -> None:
