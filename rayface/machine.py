@@ -13,7 +13,7 @@ _KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 
 
 # Both: with the first alone, PyTorch 2.13 hands out freed memory that is smaller than what is asked for
 # (https://github.com/pytorch/pytorch/pull/192722).
-_EXACT_SIZES = "pinned_max_round_threshold_mb:1,pinned_max_cached_size_mb:1"
+_EXACT_SIZES = "pinned_max_round_threshold_mb:64,pinned_max_cached_size_mb:64"
 _ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
@@ -40,8 +40,9 @@ def keep_freed_memory() -> bool:
 def pin_exact_sizes() -> None:
     """Have PyTorch page-lock no more memory than it is asked for; call this before the process uses a GPU.
 
-    It rounds up to a power of two: 38 GiB of class centers would take 64. Blocks above 1 MB are neither rounded nor
-    kept when they are freed. Settings of the user are kept, and those of pinned memory are not touched.
+    It rounds up to a power of two: 38 GiB of class centers would take 64. Blocks above 64 MB are neither rounded nor
+    kept when they are freed; smaller ones, such as the images of each step, are reused: page-locking waits for the
+    GPU. Settings of the user are kept, and those of pinned memory are not touched.
     """
     # Earlier ones may not know the settings, and refuse what they do not know.
     if tuple(map(int, version("torch").split(".")[:2])) < (2, 13):

@@ -70,8 +70,8 @@ def test_end_without_exit_handlers_runs_those_of_python_and_keeps_the_status() -
     assert (done.returncode, done.stdout) == (3, "True\nPython's own\n")
 
 
-EXACT = "pinned_max_round_threshold_mb:1,pinned_max_cached_size_mb:1"
-OWN = "pinned_max_cached_size_mb:64"
+EXACT = "pinned_max_round_threshold_mb:64,pinned_max_cached_size_mb:64"
+OWN = "pinned_max_cached_size_mb:256"
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
