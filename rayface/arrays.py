@@ -9,6 +9,33 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+_KINDS = {"b": "numbers", "i": "numbers", "u": "numbers", "f": "numbers", "U": "strings", "S": "bytes"}
+
+
+def identities_of(ids: ArrayLike, name: str) -> tuple[NDArray[Any], str]:
+    """Return identities as an array, in which equal ones are equal, and what they are: numbers, strings or bytes.
+
+    Args:
+        ids: identities, of one type.
+        name: name of the argument, for messages.
+
+    Raises:
+        ValueError: they are of several types, or of another one, or one is missing (None or NaN).
+    """
+    values = np.asarray(ids)
+    if values.dtype.kind == "O":
+        types = {type(value) for value in values.flat}
+        if not any(all(issubclass(each, one) for each in types) for one in (str, bytes, (int, float, np.number))):
+            found = ", ".join(sorted(each.__name__ for each in types))
+            raise ValueError(f"{name}: hold {found}: must be all strings or all numbers; leave out images without one")
+        values = np.array(values.tolist())  # for numbers too large for a dtype, objects again
+    kind = _KINDS.get(values.dtype.kind, "numbers" if values.dtype.kind == "O" else "")
+    if not kind:
+        raise ValueError(f"{name}: are {values.dtype}: must be numbers or strings")
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise ValueError(f"{name}: {np.count_nonzero(np.isnan(values))} are NaN: leave out images without identity")
+    return values, kind
+
 
 def group_offsets(labels: ArrayLike) -> Ints:
     """Return the offsets (I + 1,) of the identities: where each begins, and N.

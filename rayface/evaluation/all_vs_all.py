@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import identities_of
 from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.identification import allowed_false_accepts, checked_rates
 from rayface.evaluation.pair_tiles import SCREEN_ERROR, PairTiles
@@ -37,15 +39,16 @@ def all_vs_all(
         embeddings: (N, D), raw or normalised; an array or a memory map.
         labels: (N,) identity of each image.
         fars: (F,) rates in [0, 1].
-        groups: (N,) group of each image. The pairs of a group lie inside it; "all" has all pairs, across groups too.
+        groups: (N,) group of each image, numbers or strings; None or NaN: in no group. The pairs of a group lie inside
+            it; "all" has all pairs, across groups too.
         device: device of the matrix products.
 
     Returns:
         {"all": [tar, ...], group: [tar, ...]}; NaN for a group without genuine or without impostor pairs.
 
     Raises:
-        ValueError: shapes do not fit, an embedding is zero or not finite, a rate is outside [0, 1], there are no
-            genuine or no impostor pairs, or a group is named "all".
+        ValueError: shapes do not fit, an embedding is zero or not finite, a label is missing, a rate is outside [0, 1],
+            there are no genuine or no impostor pairs, or a group is named "all".
     """
     parts = dict(group_rows(groups, np.size(labels)))
     if ALL in parts:
@@ -63,19 +66,22 @@ def all_vs_all(
 
 
 def group_rows(groups: ArrayLike | None, num_images: int) -> Iterator[tuple[Hashable, NDArray[np.int64]]]:
-    """Yield each group, in sorted order, with the rows of its images.
+    """Yield each group, in sorted order, with the rows of its images; None and NaN are no group.
 
     Raises:
-        ValueError: the number of groups is not that of the images.
+        ValueError: the number of groups is not that of the images, or they are of several types.
     """
     if groups is None:
         return
     given = np.asarray(groups)
     if given.shape != (num_images,):
         raise ValueError(f"groups have shape {given.shape}, there must be one per image: ({num_images},)")
-    names, place = np.unique(given, return_inverse=True)
+    rows = np.flatnonzero(~pd.isna(given))
+    if not len(rows):
+        return
+    names, place = np.unique(identities_of(given[rows], "groups")[0], return_inverse=True)
     for number, name in enumerate(names.tolist()):
-        yield name, np.flatnonzero(place == number)
+        yield name, rows[place == number]
 
 
 def tail_rates(

@@ -170,9 +170,8 @@ class AllVsAllProtocol(DatasetProtocol):
         curve = rates_of(kept, _CURVE, extremes)
         groups = {}
         for column, names in self._groups.items():
-            grouped = kept[[name is not None for name in names[kept]]]
-            parts = group_rows(names[grouped].astype(str), len(grouped)) if len(grouped) else ()
-            groups[column] = {str(name): rates_of(grouped[rows], FARS) for name, rows in parts}
+            parts = group_rows(names[kept], len(kept))
+            groups[column] = {str(name): rates_of(kept[rows], FARS) for name, rows in parts}
         pictures = self._pictures(PairTiles.of(embeddings, labels, rows=kept, device=device), extremes)
         return replace(_result(curve, len(kept), len(norms) - len(kept), groups), pictures=pictures)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import identities_of
 from rayface.evaluation.verification import normalised
 
 RANKS = (1, 5, 10)
@@ -75,9 +76,9 @@ def identify(
 
     Args:
         probe: (P, D) embeddings, raw or normalised.
-        probe_ids: (P,) identities.
+        probe_ids: (P,) identities, numbers or strings.
         gallery: (G, D) embeddings, raw or normalised.
-        gallery_ids: (G,) identities.
+        gallery_ids: (G,) identities of the same type.
         ranks: R ranks from 1.
         fpirs: (F,) rates in [0, 1].
 
@@ -87,7 +88,8 @@ def identify(
         threshold. TPIR is NaN if all probes have a mate, and all is NaN if none has one.
 
     Raises:
-        ValueError: shapes do not fit, an embedding is zero or not finite, or a rank or rate is out of range.
+        ValueError: shapes do not fit, an embedding is zero or not finite, ids are missing or of two types, or a rank or
+            rate is out of range.
     """
     rates = checked_rates(fpirs, "fpirs")
     limits = np.asarray(ranks, np.int64)
@@ -121,21 +123,24 @@ class Matches(NamedTuple):
 def search(probe: ArrayLike, probe_ids: ArrayLike, gallery: ArrayLike, gallery_ids: ArrayLike) -> Matches:
     """Search probes in a gallery; see `identify`."""
     probes, entries = np.asarray(probe, np.float64), np.asarray(gallery, np.float64)
-    ids, entry_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
+    ids, kind = identities_of(probe_ids, "probe_ids")
+    entry_ids, entry_kind = identities_of(gallery_ids, "gallery_ids")
     if probes.ndim != 2 or entries.ndim != 2 or probes.shape[1] != entries.shape[1] or not len(entries):
         raise ValueError(f"probe and gallery have shapes {probes.shape} and {entries.shape}; must be (P, D), (G, D)")
     if ids.shape != probes.shape[:1] or entry_ids.shape != entries.shape[:1]:
         raise ValueError(f"ids have shapes {ids.shape} and {entry_ids.shape}; there must be one per embedding")
+    if kind != entry_kind and len(ids):
+        raise ValueError(f"probe_ids are {kind}, gallery_ids {entry_kind}: must be of one type, or no probe has a mate")
     probes, entries = normalised(probes), normalised(entries)
-    best, rank = np.empty(len(probes)), np.empty(len(probes), np.int64)
+    best, rank, is_mated = np.empty(len(probes)), np.empty(len(probes), np.int64), np.empty(len(probes), bool)
     for start in range(0, len(probes), _BLOCK):
         part = slice(start, start + _BLOCK)
         scores = probes[part] @ entries.T
         mates = ids[part, None] == entry_ids
-        best[part] = scores.max(1)
+        best[part], is_mated[part] = scores.max(1), mates.any(1)
         mate = np.where(mates, scores, -np.inf).max(1, keepdims=True)
         rank[part] = 1 + ((scores >= mate) & ~mates).sum(1)
-    return Matches(best, rank, np.isin(ids, entry_ids))
+    return Matches(best, rank, is_mated)
 
 
 def checked_rates(rates: ArrayLike | Sequence[float], name: str = "fars") -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import identities_of
 from rayface.precision import fast_bf16, full_float32
 
 _CHUNK = 16_384  # rows per chunk of the check of the norms, and pairs per chunk of exact cosines
@@ -142,18 +143,20 @@ class PairTiles:
 
         Args:
             embeddings: (N, D), raw or normalised.
-            labels: (N,) identity of each image, of any sortable type.
+            labels: (N,) identity of each image, numbers or strings.
             rows: rows to compare; None: all.
             device: device of the matrix products.
 
         Raises:
-            ValueError: shapes do not fit, or an embedding is zero or not finite.
+            ValueError: shapes do not fit, an embedding is zero or not finite, or a label is missing.
         """
-        given, names = np.asanyarray(embeddings), np.asarray(labels)
+        given, names = np.asanyarray(embeddings), identities_of(labels, "labels")[0]
         if given.ndim != 2 or names.shape != given.shape[:1]:
             raise ValueError(
                 f"embeddings and labels have shapes {given.shape} and {names.shape}; they must be (N, D) and (N,)"
             )
+        if given.dtype.kind not in "fiu" or given.dtype.itemsize > 8:
+            raise ValueError(f"embeddings are {given.dtype}: must be float16, float32 or float64")
         if rows is not None:
             names = names[rows]
         numbers = np.unique(names, return_inverse=True)[1].astype(np.int64)
@@ -238,7 +241,9 @@ class PairTiles:
         return self._read(self.order[places], torch.from_numpy(places))
 
     def _read(self, rows: NDArray[np.int64], places: slice | torch.Tensor) -> torch.Tensor:
-        units = torch.from_numpy(self._embeddings[rows]).to(self._dtype)  # a copy
+        values = self._embeddings[rows]  # a copy
+        native = values.astype(values.dtype.newbyteorder("="), copy=False)
+        units = torch.from_numpy(native).to(self._dtype)
         return units.mul_(self._inverse[places][:, None]).to(self._device)
 
 

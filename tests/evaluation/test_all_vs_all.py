@@ -187,6 +187,24 @@ def test_all_vs_all_of_wrong_input_names_it(change, words):
         all_vs_all(**given)
 
 
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_all_vs_all_leaves_images_without_a_group_out_of_the_groups(missing):
+    embeddings, labels, groups = embedded()
+    some = groups.astype(object)
+    some[::3] = missing
+    rates = all_vs_all(embeddings, labels, FARS, groups=some)
+    assert list(rates) == ["all", "f", "m"]
+    for group in ("f", "m"):
+        assert rates[group] == tar_at_far(*scores_of(embeddings, labels, some, group), FARS).tolist()
+    assert list(all_vs_all(embeddings, labels, FARS, groups=[None] * 90)) == ["all"]
+
+
+@pytest.mark.parametrize("kind", [">f8", ">f4"])
+def test_all_vs_all_of_another_byte_order_equals_the_native_one(kind):
+    embeddings, labels, _ = embedded(dtype=kind[1:])
+    assert all_vs_all(embeddings.astype(kind), labels, FARS) == all_vs_all(embeddings, labels, FARS)
+
+
 def test_all_vs_all_with_a_group_named_all_is_refused_before_any_pass(monkeypatch):
     monkeypatch.setattr(module, "tail_rates", lambda *given, **options: pytest.fail("a pass over the pairs"))
     with pytest.raises(ValueError, match=r"^groups: 'all' is the name"):

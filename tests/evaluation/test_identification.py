@@ -143,9 +143,20 @@ def test_identify_without_any_mate_or_stranger_gives_no_figure():
     assert np.isnan(tpir).all()
 
 
+@pytest.mark.parametrize("kind", [object, "f4", "u8"])
+def test_identify_with_numbers_of_two_types_compares_them_by_value(kind):
+    probe = np.eye(3)
+    rank_rates, tpir = identify(probe, np.array([1, 2, 9], kind), probe, [1, 2, 3], ranks=[1], fpirs=[1.0])
+    assert (rank_rates.tolist(), tpir.tolist()) == ([1.0], [1.0])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"probe_ids": ["1", "2"]}, "^probe_ids are strings, gallery_ids numbers: must be of one type"),
+        ({"gallery_ids": [b"1", b"2"]}, "^probe_ids are numbers, gallery_ids bytes: must be of one type"),
+        ({"gallery_ids": [1, None]}, "^gallery_ids: hold NoneType, int: must be all strings or all numbers"),
+        ({"probe_ids": [1, np.nan]}, "^probe_ids: 1 are NaN: leave out images without identity"),
         ({"ranks": [0]}, "numbers from 1"),
         ({"fpirs": [2.0]}, "fpirs .* between 0 and 1"),
         ({"probe_ids": [1]}, "one per embedding"),
