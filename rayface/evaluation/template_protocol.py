@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rayface.evaluation.pairs import FARS
 from rayface.evaluation.protocol import EvaluationProtocol
 from rayface.evaluation.template_result import TemplateResult, score_templates
 from rayface.evaluation.template_set import IJB_IMAGES, TemplateSet, ijb_root, read_benchmark, read_ijb
-from rayface.evaluation.templates import template_features
+from rayface.evaluation.templates import has_direction, template_sums
 from rayface.models.embedded import Embedded
 from rayface.storage import join, normalise
 
@@ -47,7 +47,10 @@ class TemplateSettings:
 
 
 class TemplateProtocol(EvaluationProtocol):
-    """Verification and identification of templates; images that are not readable are left out."""
+    """Verification and identification of templates.
+
+    Images that are not readable are left out, and templates without any or whose images cancel out.
+    """
 
     def __init__(
         self,
@@ -125,22 +128,25 @@ class TemplateProtocol(EvaluationProtocol):
         kept = lengths > 0
         if not kept.any():
             return _not_measured(f"no image of {len(kept)} has an embedding", num_left_out=len(kept))
-        features, ids = self._features(embedded, kept)
-        name = self._settings.target or Path(self._settings.folder).name
-        return score_templates(
-            features,
-            ids,
+        sums, ids = self._sums(embedded, kept)
+        usable = has_direction(sums)
+        result = score_templates(
+            sums[usable] / np.linalg.norm(sums[usable], axis=1, keepdims=True),
+            ids[usable],
             self._lists,
-            name=name,
+            name=self._settings.target or Path(self._settings.folder).name,
             num_left_out=int(np.count_nonzero(~kept)),
             replicates=self._settings.replicates,
             done=done,
         )
+        if usable.all():
+            return result
+        return replace(result, not_measured={**result.not_measured, "templates": _cancelled(ids[~usable], len(ids))})
 
     def score_without(self, left_out: NDArray[np.bool_], embedded: Embedded) -> TemplateResult:
         return self.score(embedded._replace(embeddings=np.where(left_out[:, None], 0, embedded.embeddings)))
 
-    def _features(self, embedded: Embedded, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _sums(self, embedded: Embedded, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         embeddings = embedded.embeddings[kept].astype(np.float64)
         if self._settings.keep_norm:
             norms = embedded.norms[kept]
@@ -152,11 +158,18 @@ class TemplateProtocol(EvaluationProtocol):
             embeddings *= norms[:, None]
         weights = None if self._face_scores is None else self._face_scores[kept]
         keep = self._settings.keep_norm
-        return template_features(embeddings, self._lists.template[kept], self._lists.media[kept], weights, keep)
+        return template_sums(embeddings, self._lists.template[kept], self._lists.media[kept], weights, keep)
 
 
 def _times(folder: Path) -> bytes:
     return str(folder.stat().st_mtime_ns if folder.is_dir() else 0).encode()
+
+
+def _cancelled(ids: NDArray[np.int64], num_templates: int) -> str:
+    return (
+        f"template {ids[0]}: its weighted images sum to 0, and it is left out with its pairs, as {len(ids)} of "
+        f"{num_templates} templates are: check the model and the weights of the images"
+    )
 
 
 def _not_measured(reason: str, num_left_out: int = 0) -> TemplateResult:

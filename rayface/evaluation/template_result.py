@@ -58,7 +58,7 @@ class TemplateResult(ProtocolResult):
         tar_at_far, threshold_at_far: of 1:1, by rate; None for rates that the pairs do not resolve.
         identification: 1:N in each gallery, by name.
         all_galleries: rank rates in all galleries together, and the mean TPIR of the galleries; None without 1:N.
-        num_pairs, num_templates: counts.
+        num_pairs, num_templates: numbers of those that were scored.
         num_left_out: number of images that are not readable.
         far_intervals: intervals of tar_at_far and threshold_at_far; None without.
         num_identities: number of identities of the pairs.

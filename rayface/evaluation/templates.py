@@ -17,6 +17,8 @@ def template_features(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the features of templates: the sum over media of the mean of a medium's images, of length 1.
 
+    See also `template_sums`, which does not normalise them.
+
     Args:
         embeddings: (N, D).
         templates: (N,) integers, the template of each image.
@@ -31,6 +33,34 @@ def template_features(
     Raises:
         ValueError: shapes do not fit, or an embedding, a weight or a template's sum is not finite or zero.
     """
+    sums, ids = template_sums(embeddings, templates, medias, face_scores, keep_norm)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    if bad := ids[~has_direction(sums)].tolist():
+        raise ValueError(
+            f"template {bad[0]}: its images cancel out, their sum has length {lengths[ids == bad[0]].item()}: leave "
+            f"it out; {len(bad)} of {len(ids)} do"
+        )
+    return sums / lengths, ids
+
+
+def has_direction(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return whether the length of each sum (T, D) is finite and above 0."""
+    lengths = np.linalg.norm(sums, axis=1)
+    return np.isfinite(lengths) & (lengths > 0)
+
+
+def template_sums(
+    embeddings: ArrayLike,
+    templates: ArrayLike,
+    medias: ArrayLike,
+    face_scores: ArrayLike | None = None,
+    keep_norm: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the `template_features` before they are normalised; a template whose images cancel out has 0.
+
+    Raises:
+        ValueError: shapes do not fit, or an embedding or a weight is not finite or an embedding zero.
+    """
     given = np.asarray(embeddings, np.float64)
     template, media = np.asarray(templates), np.asarray(medias)
     if given.ndim != 2 or template.shape != given.shape[:1] or media.shape != given.shape[:1]:
@@ -38,6 +68,8 @@ def template_features(
             f"embeddings, templates and medias have shapes {given.shape}, {template.shape} and {media.shape}; they "
             "must be (N, D), (N,) and (N,)"
         )
+    if not len(given):
+        raise ValueError("embeddings: there are 0 images, there must be at least 1")
     units = normalised(given)  # also refuses embeddings that are zero or not finite
     weighted = given if keep_norm else units
     if face_scores is not None:
@@ -51,8 +83,4 @@ def template_features(
     sizes = np.diff(np.append(starts, len(template)))
     means = np.add.reduceat(weighted[order], starts) / sizes[:, None]
     ids, first = np.unique(template[starts], return_index=True)
-    sums = np.add.reduceat(means, first)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    if not (lengths > 0).all():
-        raise ValueError(f"template {ids[np.argmin(lengths)]} has a feature of length 0: its images cancel out")
-    return sums / lengths, ids
+    return np.add.reduceat(means, first), ids

@@ -174,6 +174,18 @@ def test_template_protocol_with_an_unreadable_image_leaves_it_out(ijb: Path) -> 
     assert (figures["num_left_out"], figures["num_templates"], figures["num_pairs"]) == (2, 29, 180)
 
 
+def test_template_protocol_with_templates_that_cancel_out_names_them_and_leaves_them_out(benchmark: Path) -> None:
+    protocol = TemplateProtocol.open(TemplateSettings(folder=str(benchmark)), image_size=32)
+    given, without = embedded(), embedded()
+    given.embeddings[[3, 7]], given.norms[[3, 7]] = -given.embeddings[[2, 6]], given.norms[[2, 6]]
+    without.embeddings[[2, 3, 6, 7]] = 0
+    result, wanted = protocol.score(given), protocol.score(without)
+    assert result.figures() == wanted.figures() | {"num_left_out": 0}
+    assert result.not_measured["templates"].startswith(
+        "template 101: its weighted images sum to 0, and it is left out with its pairs, as 2 of 30 templates are: check"
+    )
+
+
 @pytest.mark.parametrize("path", ["../../private.png", "/private.png", "link.png", "a\0.png"])
 def test_template_protocol_of_images_outside_of_the_folder_reads_none(ijb: Path, path: str) -> None:
     image = simplejpeg.encode_jpeg(np.full((60, 60, 3), 200, np.uint8))
