@@ -26,6 +26,18 @@ class LooseImages:
     names: Sequence[str]
     landmarks: NDArray[np.float64]
 
+    def states(self) -> list[str]:
+        """Return size and time of each file, in one text: an image that is written anew under its name differs."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self._state, self.names))
+
+    def _state(self, name: str) -> str:
+        try:
+            found = (self.folder / name).stat()
+        except (OSError, ValueError):
+            return "missing"
+        return f"{found.st_size} {found.st_mtime_ns}"
+
     def read(self, first: int, last: int, image_size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return aligned images `first` to `last` - 1, uint8 RGB, and whether each is readable."""
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -104,7 +104,7 @@ class TemplateProtocol(EvaluationProtocol):
         if isinstance(self._images, ImageRows):
             return super().digest
         facts = [str(self._images.folder.absolute()), *self._lists.names]
-        text = "\n".join(facts).encode() + self._images.landmarks.tobytes() + _times(self._images.folder)
+        text = "\n".join([*facts, *self._images.states()]).encode() + self._images.landmarks.tobytes()
         return hashlib.sha256(text).hexdigest()
 
     @property
@@ -159,10 +159,6 @@ class TemplateProtocol(EvaluationProtocol):
         weights = None if self._face_scores is None else self._face_scores[kept]
         keep = self._settings.keep_norm
         return template_sums(embeddings, self._lists.template[kept], self._lists.media[kept], weights, keep)
-
-
-def _times(folder: Path) -> bytes:
-    return str(folder.stat().st_mtime_ns if folder.is_dir() else 0).encode()
 
 
 def _cancelled(ids: NDArray[np.int64], num_templates: int) -> str:

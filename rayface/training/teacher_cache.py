@@ -4,6 +4,7 @@ The folder holds the parquet files of that job and the same rows as one array in
 memory-map.
 """
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Mapping
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from rayface.config import Config, EmbedConfig
 from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
-from rayface.files import publish
+from rayface.files import publish, write_text
 from rayface.storage import DataError
 from rayface.storage.parquet import read_table
 
 BY_SAMPLE = "by_sample.npy"  # (N, D) float16, NaN for corrupt samples
 BY_CLASS = "by_class.npy"  # (C, D) float16, mean directions of length 1, NaN for classes without samples
+_LABELS = "by_class.labels"  # digest of the labels whose means BY_CLASS holds: data.join numbers the same images anew
 
 
 def fill_cache(config: Config, dataset: Dataset) -> None:
@@ -47,10 +49,20 @@ def fill_cache(config: Config, dataset: Dataset) -> None:
     shape = (len(dataset.index), int(manifest["embedding_size"]))
     if not (folder / BY_SAMPLE).exists():
         _write(folder / BY_SAMPLE, shape, lambda out: _order(folder, manifest, dataset, out))
-    if train.distillation == "center" and not (folder / BY_CLASS).exists():
-        samples = by_sample(folder, len(dataset.index))
-        shape = (dataset.num_classes, shape[1])
-        _write(folder / BY_CLASS, shape, lambda out: _mean(samples, dataset.index.label, out))
+    if train.distillation == "center":
+        _fill_by_class(folder, dataset, shape[1])
+
+
+def _fill_by_class(folder: Path, dataset: Dataset, size: int) -> None:
+    """Write the means of the classes unless those of the same labels are there."""
+    labels, note = dataset.index.label, folder / _LABELS
+    digest = hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()
+    if (folder / BY_CLASS).exists() and note.exists() and note.read_text() == digest:
+        return
+    note.unlink(missing_ok=True)
+    samples = by_sample(folder, len(labels))
+    _write(folder / BY_CLASS, (dataset.num_classes, size), lambda out: _mean(samples, labels, out))
+    write_text(note, digest)
 
 
 def by_sample(folder: Path, num_samples: int) -> NDArray[np.float16]:

@@ -1,6 +1,7 @@
 """Template protocols: lists of a benchmark and of IJB, features, 1:1 and 1:N."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,18 @@ def test_template_protocol_of_ijb_equals_the_functions(ijb: Path, face_scores: b
     assert readable.all()
     assert images[0].std() > 10
     assert len(protocol.digest) == 64
+
+
+def test_template_protocol_of_ijb_with_an_image_written_anew_has_another_digest(ijb: Path) -> None:
+    protocol = TemplateProtocol.open(TemplateSettings(folder=str(ijb), target="IJBC"), image_size=32)
+    image = ijb / "loose_crop" / "7.jpg"
+    before, folder = protocol.digest, image.parent.stat().st_mtime_ns
+    assert protocol.digest == before
+    with image.open("r+b") as file:
+        file.write(jpeg(99))
+    os.utime(image, ns=(0, 0))
+    assert image.parent.stat().st_mtime_ns == folder
+    assert protocol.digest != before
 
 
 def test_template_protocol_of_ijb_with_subjects_of_digits_reads_them_as_text(ijb: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,17 @@ def test_mean_of_classes_leaves_out_corrupt_samples_and_empty_classes() -> None:
     assert np.allclose(out[0], [0.5**0.5, 0.5**0.5], atol=1e-3)
     assert out[1].tolist() == [0, 1]
     assert np.isnan(out[2]).all()
+
+
+def test_means_of_classes_are_made_anew_for_other_labels_only(tmp_path: Path) -> None:
+    np.save(tmp_path / BY_SAMPLE, np.array([[1, 0], [0, 1], [0, -1]], np.float16))
+    found = []
+    for labels in ([0, 1, 1], [0, 1, 1], [1, 0, 1]):
+        dataset = SimpleNamespace(index=SimpleNamespace(label=np.array(labels, np.int32)), num_classes=2)
+        teacher_cache._fill_by_class(tmp_path, dataset, 2)  # type: ignore[arg-type]
+        found.append(((tmp_path / BY_CLASS).stat().st_ino, by_class(tmp_path, 2)[0].tolist()))
+    assert found[0] == found[1]
+    assert found[2] == (found[2][0], [0, 1])
 
 
 @pytest.mark.parametrize(("name", "read"), [(BY_SAMPLE, by_sample), (BY_CLASS, by_class)])

@@ -11,6 +11,10 @@ from rayface.curate.prune.methods import check_methods
 from rayface.curate.prune.result import Values
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
+from rayface.files import sha256_of
+from rayface.models.digests import DIGESTS
+from rayface.models.run_files import checkpoints_in
+from rayface.storage import StorageError, one_line, path_of
 
 
 def check_settings(config: Config) -> None:
@@ -63,7 +67,19 @@ def fingerprint(config: Config, source: Embeddings, test: Embeddings | None, dat
         "dataset_digest": dataset.digest if dataset else None,
         "write_shards": settings["write_shards"],
     }
+    if settings["head"] is not None:
+        job["head_digest"] = _head_digest(settings["head"])
     if settings["options"]:  # omitted if empty, so that jobs of versions without options resume
         job["options"] = settings["options"]
     found: Values = json.loads(json.dumps(job))
     return found
+
+
+def _head_digest(run: str) -> str:
+    """Return a digest of the checkpoint that holds the class centers: the run at a path may be another one later."""
+    try:
+        return sha256_of(checkpoints_in(path_of(run))[-1] / DIGESTS)
+    except (ValueError, OSError, StorageError) as error:
+        raise ValueError(
+            f"prune.head: {run}: has no readable checkpoint ({one_line(error)}): give a run with one"
+        ) from None

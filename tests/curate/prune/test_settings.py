@@ -1,6 +1,7 @@
 """What must hold of the settings of a prune job before it starts."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from rayface import config as configs
 from rayface.config import CleanConfig, Config
 from rayface.curate.prune.settings import check_clean, check_exclude, check_settings, fingerprint
 from rayface.embedding.embeddings import Embeddings
+from rayface.job_folder import changed_name
 
 
 def config(**keys: Any) -> Config:
@@ -91,3 +93,19 @@ def test_fingerprint_holds_what_decides_the_result_in_the_form_of_existing_jobs(
     excluding = configs.with_overrides(given, {"clean.exclude": "test", "clean.above": 0.7})
     clean = {**plain["clean"], "test": 0.7, "drop": ["outliers", "test"]}
     assert fingerprint(excluding, source, test, None) == {**plain, "clean": clean, "exclude": test.digest}
+
+
+def test_fingerprint_of_another_head_under_the_same_path_differs(tmp_path: Path) -> None:
+    source = Embeddings(files=(), size=8, dtype="float16")
+    given = config(prune__keep=0.5, prune__method="diffprob", prune__head=str(tmp_path))
+    with pytest.raises(ValueError, match=r"^prune.head: .*: has no readable checkpoint .*: give a run with one$"):
+        fingerprint(given, source, None, None)
+    found = []
+    for content in ("one run", "one run", "another"):
+        checkpoint = tmp_path / "checkpoints" / "step_00000009"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "progress.json").touch()
+        (checkpoint / "digests.json").write_text(content)
+        found.append(fingerprint(given, source, None, None))
+    assert found[0] == found[1]
+    assert changed_name(found[0], found[2]) == "head_digest"
