@@ -61,7 +61,9 @@ def _of_path(key: str, kind: str, path: str) -> str:
     try:
         entry = filesystem.get_file_info(inside)
         if entry.type == pafs.FileType.File:
-            return _of_file(filesystem, entry)
+            weights = filesystem.get_file_info(f"{inside}.data") if inside.endswith(".onnx") else None
+            beside = [weights] if weights is not None and weights.type == pafs.FileType.File else []
+            return "+".join(_of_file(filesystem, each) for each in [entry, *beside])
         if entry.type == pafs.FileType.Directory:
             return _of_folder(filesystem, inside)
     except (pa.ArrowException, OSError) as error:

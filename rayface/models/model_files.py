@@ -1,5 +1,6 @@
 """Save and load models: safetensors with a description, ONNX, and published checkpoints."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,7 +177,7 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
         raise ValueError(f"model {path} must be a {_MODELS}; there is no such file")
     if path.suffix == ".onnx":
         session = OnnxModule(path, output or None)
-        info = describe(session, sha256_of(path) + (OUTPUT_SIGN + output if output else ""))
+        info = describe(session, weights_digest(path) + (OUTPUT_SIGN + output if output else ""))
         return LoadedModel(module=session.eval(), info=info)
     if output:
         raise ValueError(f"model {path}{OUTPUT_SIGN}{output}: only .onnx files have named outputs; leave it out")
@@ -204,6 +205,14 @@ def weights_file(model: str) -> Path:
     name = split(model)[1]
     file = model if Path(name).suffix in _SUFFIXES else join(model, WEIGHTS)
     return local_copy(file, beside=(DESCRIPTION, HUB_DESCRIPTION, f"{name}.data"))
+
+
+def weights_digest(path: Path) -> str:
+    """Return the sha256 of a model's file, for an ONNX file with its weights beside it also of these."""
+    external = path.with_name(f"{path.name}.data")
+    if path.suffix != ".onnx" or not external.is_file():
+        return sha256_of(path)
+    return hashlib.sha256((sha256_of(path) + sha256_of(external)).encode()).hexdigest()
 
 
 def _weights_in(folder: Path) -> Path:

@@ -90,7 +90,17 @@ def _job(config: Config, dataset: Dataset) -> dict[str, object]:
         "fraction": config.prune.proxy_fraction,
         "seed": config.prune.seed,
         **{key: value for key, value in trained.items() if not key.startswith("tracking.")},
+        **_weights_digests(config),
     }
+
+
+def _weights_digests(config: Config) -> dict[str, str]:
+    """Return the digests of the files that the training starts from or distils; of those that are there."""
+    from rayface.models.model_files import weights_digest, weights_file  # PyTorch takes a second to import
+
+    models = {"backbone.weights": config.backbone.weights, "train.teacher": config.train.teacher}
+    files = {key: weights_file(model.partition("::")[0]) for key, model in models.items() if model is not None}
+    return {f"{key} sha256": weights_digest(file) for key, file in files.items() if file.is_file()}
 
 
 def _sample_identities(out: Path, settings: PruneConfig, dataset: Dataset) -> None:

@@ -248,3 +248,13 @@ def test_fingerprint_of_a_model_is_of_its_weights_or_of_its_whole_description(tm
     assert described(sha256="a") != described(sha256="b")
     written_by_hand = described(backbone="r50")
     assert written_by_hand == fingerprints.of_file("model.json")(tmp_path) != described(backbone="r18")
+
+
+def test_fingerprint_of_an_onnx_file_covers_the_weights_beside_it(tmp_path: Path) -> None:
+    path, found = tmp_path / "a.onnx", set()
+    path.write_bytes(b"graph")
+    found.add(fingerprint("embed.model", [str(path)]))
+    for weights in (b"one", b"two"):
+        (tmp_path / "a.onnx.data").write_bytes(weights)
+        found.add(fingerprint("embed.model", [str(path)]))
+    assert len(found) == 3

@@ -44,6 +44,17 @@ def test_onnx_with_a_fixed_batch_is_fed_in_pieces_of_it(tmp_path):
         np.testing.assert_allclose(fixed.embed(images, batch_size=batch_size), free.embed(images), atol=1e-6)
 
 
+def test_onnx_with_other_weights_beside_it_has_another_digest(tmp_path):
+    path = onnx_file(tmp_path / "a.onnx", {"e": 6})
+    alone = load_model(path).info.sha256
+    digests = []
+    for weights in (b"one", b"one", b"two"):
+        (tmp_path / "a.onnx.data").write_bytes(weights)
+        digests.append(load_model(path).info.sha256)
+    assert digests[0] == digests[1]
+    assert len({alone, *digests}) == 3
+
+
 def test_onnx_in_half_precision_gives_float32_embeddings(tmp_path):
     half = load_model(onnx_file(tmp_path / "half.onnx", {"e": 6}, kind=onnx.TensorProto.FLOAT16))
     assert half.embed(random_faces(2)).dtype == np.float32

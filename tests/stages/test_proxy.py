@@ -49,6 +49,16 @@ def test_proxy_job_holds_no_password_and_resumes_with_other_tracking(begin, tmp_
         begin("optim.lr=0.7")
 
 
+def test_proxy_that_starts_from_other_weights_under_the_same_path_is_refused(begin, tmp_path):
+    weights = tmp_path / "start.pt"
+    weights.write_bytes(b"one")
+    begin(f"backbone.weights={weights}")
+    begin(f"backbone.weights={weights}")
+    weights.write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"^prune\.out: .* was started with backbone.weights sha256 .* choose another"):
+        begin(f"backbone.weights={weights}")
+
+
 def test_proxy_of_an_earlier_version_resumes_with_the_default_that_was_another(begin, tmp_path):
     job = json.loads(begin())
     file = tmp_path / "out" / "core" / "proxy" / "proxy.json"
