@@ -27,13 +27,15 @@ def identities_of(ids: ArrayLike, name: str) -> tuple[NDArray[Any], str]:
         types = {type(value) for value in values.flat}
         if not any(all(issubclass(each, one) for each in types) for one in (str, bytes, (int, float, np.number))):
             found = ", ".join(sorted(each.__name__ for each in types))
-            raise ValueError(f"{name}: hold {found}: must be all strings or all numbers; leave out images without one")
+            raise ValueError(
+                f"{name}: hold {found}: must be all strings or all numbers; leave out images that have none"
+            )
         values = np.array(values.tolist())  # for numbers too large for a dtype, objects again
     kind = _KINDS.get(values.dtype.kind, "numbers" if values.dtype.kind == "O" else "")
     if not kind:
         raise ValueError(f"{name}: are {values.dtype}: must be numbers or strings")
     if values.dtype.kind == "f" and np.isnan(values).any():
-        raise ValueError(f"{name}: {np.count_nonzero(np.isnan(values))} are NaN: leave out images without identity")
+        raise ValueError(f"{name}: {np.count_nonzero(np.isnan(values))} are NaN: leave out images that have none")
     return values, kind
 
 

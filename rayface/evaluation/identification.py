@@ -12,6 +12,7 @@ from rayface.evaluation.verification import normalised
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
 _BLOCK = 1024  # probes per block
+_TIE = 12  # decimals: of equal embeddings in two places, BLAS gives scores that differ in the last bits
 
 
 def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, fars: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
@@ -37,8 +38,8 @@ def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, fars: ArrayLike | Sequen
     refused = np.asarray(impostor).ravel()
     rates = checked_rates(fars)
     for name, scores in (("genuine", kept), ("impostor", refused)):
-        if scores.size == 0 or np.isnan(scores).any():
-            raise ValueError(f"{name} has {scores.size} scores, it must have at least 1 and no NaN")
+        if scores.size == 0 or scores.dtype.kind not in "fiu" or np.isnan(scores).any():
+            raise ValueError(f"{name} has {scores.size} scores ({scores.dtype}): must be at least 1 number and no NaN")
     allowed = allowed_false_accepts(rates, refused.size)
     places = refused.size - 1 - allowed[allowed < refused.size]  # ascending order
     ordered = np.partition(refused, np.unique(places)) if places.size else refused
@@ -71,8 +72,8 @@ def identify(
     """Identify probes in a gallery by the cosine of their embeddings.
 
     A probe's mate is a gallery entry with its id. Its rank is 1 plus the number of entries of other ids that score at
-    least as high as its best mate: ties count against the mate. The threshold of a false positive identification rate
-    (FPIR) is that of `tar_at_far` on the highest score of each probe without a mate.
+    least as high as its best mate, within 1e-12: ties count against the mate. The threshold of a false positive
+    identification rate (FPIR) is that of `tar_at_far` on the highest score of each probe without a mate.
 
     Args:
         probe: (P, D) embeddings, raw or normalised.
@@ -92,9 +93,9 @@ def identify(
             rate is out of range.
     """
     rates = checked_rates(fpirs, "fpirs")
-    limits = np.asarray(ranks, np.int64)
-    if limits.ndim != 1 or not (limits >= 1).all():
-        raise ValueError(f"ranks {limits.tolist()} must be a list of numbers from 1")
+    limits = np.asarray(ranks)
+    if limits.ndim != 1 or (limits.size and limits.dtype.kind not in "iu") or not (limits >= 1).all():
+        raise ValueError(f"ranks {limits.tolist()} must be a list of whole numbers from 1")
     return search(probe, probe_ids, gallery, gallery_ids).rates(limits, rates)
 
 
@@ -137,9 +138,9 @@ def search(probe: ArrayLike, probe_ids: ArrayLike, gallery: ArrayLike, gallery_i
         part = slice(start, start + _BLOCK)
         scores = probes[part] @ entries.T
         mates = ids[part, None] == entry_ids
-        best[part], is_mated[part] = scores.max(1), mates.any(1)
+        best[part], is_mated[part] = scores.max(1).round(_TIE), mates.any(1)
         mate = np.where(mates, scores, -np.inf).max(1, keepdims=True)
-        rank[part] = 1 + ((scores >= mate) & ~mates).sum(1)
+        rank[part] = 1 + ((scores >= mate - 10.0**-_TIE) & ~mates).sum(1)
     return Matches(best, rank, is_mated)
 
 

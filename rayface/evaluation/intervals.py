@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.arrays import Ints
+from rayface.arrays import Ints, identities_of
 
 CONFIDENCE = 0.95
 REPLICATES = 1000
@@ -73,14 +73,16 @@ class IdentityBootstrap:
         """Prepare the draws.
 
         Args:
-            a, b: (N,) identities of a pair's images, numbers or strings; only `a` for single images.
+            a, b: (N,) identities of a pair's images, all numbers or all strings; only `a` for single images.
             replicates: number of draws, R; of a list of more than a million pairs fewer, but at least 100.
 
         Raises:
-            ValueError: shapes do not fit.
+            ValueError: shapes do not fit, or an identity is missing.
         """
-        first = np.asarray(a)
-        second = first if b is None else np.asarray(b)
+        first, kind = identities_of(a, "a")
+        second, other_kind = (first, kind) if b is None else identities_of(b, "b")
+        if kind != other_kind:
+            raise ValueError(f"identities are {kind} in a and {other_kind} in b: must be of one type")
         if first.ndim != 1 or first.shape != second.shape or not len(first):
             raise ValueError(f"identities have shapes {first.shape} and {second.shape}: must be (N,) each, N above 0")
         names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import identities_of
 from rayface.evaluation.verification import normalised
 
 
@@ -21,8 +22,9 @@ def template_features(
 
     Args:
         embeddings: (N, D).
-        templates: (N,) integers, the template of each image.
-        medias: (N,) integers, the medium of each image within its template (a photograph, or a video for its frames).
+        templates: (N,) numbers or strings, the template of each image.
+        medias: (N,) numbers or strings, the medium of each image within its template (a photograph, or a video for its
+            frames).
         face_scores: (N,) weights of the images, for example the detector's scores.
         keep_norm: keep the length of the embeddings as a weight, as InsightFace's published tables do; else each
             embedding is normalised first.
@@ -62,7 +64,7 @@ def template_sums(
         ValueError: shapes do not fit, or an embedding or a weight is not finite or an embedding zero.
     """
     given = np.asarray(embeddings, np.float64)
-    template, media = np.asarray(templates), np.asarray(medias)
+    template, media = identities_of(templates, "templates")[0], identities_of(medias, "medias")[0]
     if given.ndim != 2 or template.shape != given.shape[:1] or media.shape != given.shape[:1]:
         raise ValueError(
             f"embeddings, templates and medias have shapes {given.shape}, {template.shape} and {media.shape}; they "

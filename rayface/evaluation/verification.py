@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import identities_of
+
 NUM_FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances of unit vectors
 _BLOCK = 65_536  # pairs per block
@@ -22,14 +24,15 @@ def ten_fold_accuracy(
     Args:
         a: (N, D) embeddings; raw ones are normalised.
         b: (N, D) embeddings to compare with.
-        is_same: (N,) bool, ground truth.
-        fold: (N,) int, the fold of each pair; None: tenths of the pairs in order.
+        is_same: (N,) bool, or 0 and 1: ground truth.
+        fold: (N,) the fold of each pair, numbers or strings; None: tenths of the pairs in order.
 
     Returns:
         Mean and standard deviation of the folds' accuracies.
 
     Raises:
-        ValueError: shapes do not fit, an embedding is zero or not finite, or there are fewer than two folds.
+        ValueError: shapes do not fit, an embedding is zero or not finite, is_same holds another value, or there are
+            fewer than two folds.
     """
     first, second, same = _checked(a, b, is_same)
     return fold_accuracy(((first - second) ** 2).sum(1), same, fold)
@@ -77,9 +80,9 @@ def fold_decisions(
     Returns:
         Whether a pair is accepted as the same person, (N,), and the accuracy of each fold, (F,).
     """
-    folds = _tenths(len(same)) if fold is None else np.unique(np.asarray(fold), return_inverse=True)[1]
-    if folds.shape != same.shape:
-        raise ValueError(f"fold has shape {folds.shape}, it must be one fold per pair: {same.shape}")
+    folds = _tenths(len(same)) if fold is None else np.unique(identities_of(fold, "fold")[0], return_inverse=True)[1]
+    if folds.shape != same.shape or not len(folds):
+        raise ValueError(f"fold has shape {folds.shape}, it must be one fold per pair: {same.shape}, at least 1")
     num_folds = int(folds.max()) + 1
     if num_folds < 2:
         raise ValueError("fold must name at least 2 folds: the threshold comes from the pairs outside the fold")
@@ -155,13 +158,15 @@ def _tenths(num_pairs: int) -> NDArray[np.intp]:
 def _checked(
     a: ArrayLike, b: ArrayLike, is_same: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    first, second, same = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(is_same, bool)
+    first, second, same = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(is_same)
     if first.ndim != 2 or first.shape != second.shape or same.shape != first.shape[:1]:
         raise ValueError(
             f"a, b and is_same have shapes {first.shape}, {second.shape}, {same.shape}; "
             "they must be (N, D), (N, D) and (N,)"
         )
-    return normalised(first), normalised(second), same
+    if same.dtype.kind not in "biuf" or not ((same == 0) | (same == 1)).all():
+        raise ValueError("is_same: must be True and False, or 1 and 0")  # to NumPy, any text is True, and so is NaN
+    return normalised(first), normalised(second), same.astype(bool)
 
 
 def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -170,7 +175,8 @@ def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
     Raises:
         ValueError: a row is zero or not finite.
     """
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # reported as an infinite length
+        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if bad.size:
         raise ValueError(f"embedding {bad[0]} has length {norms[bad[0], 0]}, it must be finite and above 0")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from rayface.evaluation.identification import identify, tar_at_far, thresholds_at_far
+from rayface.evaluation.identification import identify, search, tar_at_far, thresholds_at_far
 
 
 def slow_tar(genuine, impostor, far):
@@ -55,6 +55,8 @@ def test_tar_at_far_of_inputs_of_any_shape_leaves_them_unchanged():
         ([], [0.1], [0.1], "genuine has 0 scores"),
         ([0.1], [], [0.1], "impostor has 0 scores"),
         ([0.1], [np.nan], [0.1], "no NaN"),
+        (["0.1"], [0.1], [0.1], r"^genuine has 1 scores \(<U3\): must be at least 1 number"),
+        ([0.1], [0.1, None], [0.1], r"^impostor has 2 scores \(object\)"),
         ([0.1], [0.1], [1.5], "between 0 and 1"),
         ([0.1], [0.1], [np.nan], "between 0 and 1"),
         ([0.1], [0.1], 0.5, "a list of rates"),
@@ -143,6 +145,22 @@ def test_identify_without_any_mate_or_stranger_gives_no_figure():
     assert np.isnan(tpir).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_identify_of_equal_images_in_a_large_gallery_counts_every_tie(seed):
+    """BLAS gives equal rows scores that differ in the last bits, by their places."""
+    random = np.random.default_rng(seed)
+    images = random.normal(size=(12, 512))
+    of_entry, of_probe = random.integers(0, 12, 300), random.integers(0, 12, 60)
+    gallery_ids, probe_ids = random.integers(0, 10, 300), random.integers(0, 10, 60)
+    found = search(images[of_probe], probe_ids, images[of_entry], gallery_ids)
+    units = images / np.linalg.norm(images, axis=1, keepdims=True)
+    scores = np.array([[float(a @ b) for b in units] for a in units])[of_probe][:, of_entry]
+    mates = probe_ids[:, None] == gallery_ids
+    best = np.where(mates, scores, -np.inf).max(1, keepdims=True)
+    assert found.rank.tolist() == (1 + ((scores >= best) & ~mates).sum(1)).tolist()
+    assert all(len(set(found.best[of_probe == image])) == 1 for image in of_probe)
+
+
 @pytest.mark.parametrize("kind", [object, "f4", "u8"])
 def test_identify_with_numbers_of_two_types_compares_them_by_value(kind):
     probe = np.eye(3)
@@ -156,8 +174,9 @@ def test_identify_with_numbers_of_two_types_compares_them_by_value(kind):
         ({"probe_ids": ["1", "2"]}, "^probe_ids are strings, gallery_ids numbers: must be of one type"),
         ({"gallery_ids": [b"1", b"2"]}, "^probe_ids are numbers, gallery_ids bytes: must be of one type"),
         ({"gallery_ids": [1, None]}, "^gallery_ids: hold NoneType, int: must be all strings or all numbers"),
-        ({"probe_ids": [1, np.nan]}, "^probe_ids: 1 are NaN: leave out images without identity"),
+        ({"probe_ids": [1, np.nan]}, "^probe_ids: 1 are NaN: leave out images that have none"),
         ({"ranks": [0]}, "numbers from 1"),
+        ({"ranks": [1.5]}, "whole numbers from 1"),
         ({"fpirs": [2.0]}, "fpirs .* between 0 and 1"),
         ({"probe_ids": [1]}, "one per embedding"),
         ({"gallery": np.ones((2, 5))}, r"must be \(P, D\)"),

@@ -165,3 +165,11 @@ def test_bootstrap_of_a_long_list_has_fewer_replicates(monkeypatch):
 def test_identities_of_wrong_shape_are_refused(a):
     with pytest.raises(ValueError, match="identities have shapes"):
         IdentityBootstrap(a)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(["x", None], ["x", "y"]), ([1.0, np.nan], [1.0, 2.0]), (["1", "2"], [1, 2])], ids=str
+)
+def test_identities_that_are_missing_or_of_two_types_are_refused(a, b):
+    with pytest.raises(ValueError, match=r"^(a: |identities are strings in a and numbers in b)"):
+        IdentityBootstrap(a, b)

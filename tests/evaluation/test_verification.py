@@ -139,6 +139,10 @@ def test_roc_of_pairs_with_ties_equals_a_loop(seed):
         (lambda a, b, s: (a * 0, b, s), "length 0.0"),
         (lambda a, b, s: (a + np.nan, b, s), "length nan"),
         (lambda a, b, s: (a[:9], b[:9], s[:9]), "9 pairs"),
+        (lambda a, b, s: (a * 1e200, b, s), "length inf"),
+        (lambda a, b, s: (a, b, np.where(s, "1", "0")), "^is_same: must be True and False, or 1 and 0$"),
+        (lambda a, b, s: (a, b, np.where(s, 1, -1)), "^is_same: must be True and False"),
+        (lambda a, b, s: (a, b, np.where(s, 1, np.nan)), "^is_same: must be True and False"),
     ],
 )
 def test_ten_fold_accuracy_of_wrong_embeddings_is_refused(change, words):
@@ -152,6 +156,11 @@ def test_ten_fold_accuracy_and_roc_of_wrong_folds_or_one_kind_are_refused():
         ten_fold_accuracy(a, b, is_same, np.zeros(len(a)))
     with pytest.raises(ValueError, match="one fold per pair"):
         ten_fold_accuracy(a, b, is_same, [0, 1])
+    with pytest.raises(ValueError, match=r"one fold per pair.*at least 1"):
+        ten_fold_accuracy(a[:0], b[:0], is_same[:0], [])
+    for missing in (None, np.nan):
+        with pytest.raises(ValueError, match=r"^fold: "):
+            ten_fold_accuracy(a, b, is_same, [missing, *range(1, len(a))])
     with pytest.raises(ValueError, match="both genuine and impostor"):
         roc(a, b, np.ones(len(a)))
 
