@@ -33,7 +33,8 @@ def all_vs_all(
     """Return the true acceptance rate at given false acceptance rates over all unordered pairs of images.
 
     Exact: the thresholds are those of `tar_at_far` on the cosines of all pairs. Computed in float32 (float64 for
-    float64 embeddings) in one pass over the pairs, and one more per group over its own pairs.
+    float64 embeddings) in one pass over the pairs, and one more per group over its own pairs. Pairs of equal images may
+    differ in the last bits of their cosines: they need not tie.
 
     Args:
         embeddings: (N, D), raw or normalised; an array or a memory map.

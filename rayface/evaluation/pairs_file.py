@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 COLUMNS = ("path_a", "path_b", "is_same", "fold")
+_DIGITS = 18  # of a fold: int64 holds it
 _LFW_HEADER = re.compile(r"(\d+)(?:\s+(\d+))?\s*")
 
 
@@ -59,6 +60,8 @@ def _csv_pairs(text: str) -> list[Pair]:
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
     if missing:
         raise ValueError(f"must have the columns {','.join(COLUMNS)}; it lacks {', '.join(missing)}")
+    if repeated := [column for column in COLUMNS if (reader.fieldnames or []).count(column) > 1]:
+        raise ValueError(f"must have each column once; it has {repeated[0]} twice")
     pairs = []
     for row in reader:
         where = f"line {reader.line_num}:"
@@ -66,8 +69,8 @@ def _csv_pairs(text: str) -> list[Pair]:
             raise ValueError(f"{where} path_a and path_b must name two images")
         if row["is_same"] not in ("0", "1"):
             raise ValueError(f"{where} is_same {row['is_same']!r} must be 0 or 1")
-        if not (row["fold"] or "").isdecimal():
-            raise ValueError(f"{where} fold {row['fold']!r} must be a number from 0")
+        if not (row["fold"] or "").isdecimal() or len(row["fold"]) > _DIGITS:
+            raise ValueError(f"{where} fold {row['fold'] and row['fold'][:40]!r} must be a number from 0")
         pairs.append(Pair(row["path_a"], row["path_b"], row["is_same"] == "1", int(row["fold"])))
     return pairs
 

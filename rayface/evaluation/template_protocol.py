@@ -20,10 +20,10 @@ from rayface.evaluation.pair_set import rows_of_members
 from rayface.evaluation.pairs import FARS
 from rayface.evaluation.protocol import EvaluationProtocol
 from rayface.evaluation.template_result import TemplateResult, score_templates
-from rayface.evaluation.template_set import IJB_IMAGES, TemplateSet, ijb_root, read_benchmark, read_ijb
+from rayface.evaluation.template_set import IJB_IMAGES, TemplateSet, ijb_root, read_benchmark, read_ijb, refuse_foreign
 from rayface.evaluation.templates import has_direction, template_sums
 from rayface.models.embedded import Embedded
-from rayface.storage import join, normalise
+from rayface.storage import DataError, join, normalise
 
 TEST = "test"  # the dataset in a benchmark's folder
 
@@ -83,12 +83,19 @@ class TemplateProtocol(EvaluationProtocol):
         if settings.target is not None:
             root = ijb_root(settings.folder, settings.target)
             lists, landmarks = read_ijb(root, settings.target)
+            refuse_foreign(f"evaluate.ijb: {root}", lists)
+            if settings.face_scores and (bad := np.flatnonzero(~np.isfinite(landmarks.scores))).size:
+                remedy = "correct it, or set evaluate.face_scores=false"
+                raise DataError(
+                    f"evaluate.ijb: {root}: {lists.names[bad[0]]}: has the score {landmarks.scores[bad[0]]}: {remedy}"
+                )
             loose = LooseImages(folder=root / IJB_IMAGES, names=lists.names, landmarks=landmarks.points)
             return cls(lists, settings, loose, landmarks.scores if settings.face_scores else None, image_size)
         lists = read_benchmark(settings.folder)
         dataset = open_dataset(join(normalise(settings.folder), TEST))
         where = f"evaluate.templates: {settings.folder}: templates.csv"
         source = ImageRows(dataset=dataset, rows=rows_of_members(lists.names, dataset, where))
+        refuse_foreign(f"evaluate.templates: {settings.folder}", lists)
         return cls(lists, settings, source, None, image_size)
 
     @property

@@ -54,6 +54,8 @@ def test_read_pairs_of_lfws_own_file_gives_its_names_and_folds(file, encoding, n
         ((HEADER, *GOOD, "a.jpg,b.jpg,2,0"), "line 4: is_same '2' must be 0 or 1"),
         ((HEADER, "a.jpg,b.jpg,1,first"), "line 2: fold 'first' must be a number"),
         ((HEADER, "a.jpg,b.jpg,1"), "line 2: fold None must be a number"),
+        ((HEADER, "a.jpg,b.jpg,1,99999999999999999999"), "line 2: fold '9+' must be a number"),
+        (("path_a," + HEADER, "a.jpg,c.jpg,b.jpg,1,0"), "must have each column once; it has path_a twice"),
         ((HEADER, "a.jpg,,1,0"), "line 2: path_a and path_b must name"),
         ((HEADER, '"a"x,b.jpg,1,0'), "expected"),
         ((HEADER, "a.jpg,b.jpg,1,0", "a.jpg,b.jpg,0,0"), "at least 2 folds"),

@@ -271,6 +271,13 @@ def test_evaluate_of_a_benchmark_embeds_its_images_once(
         ("templates.csv", "template,path\n1,k0.jpg\n", "templates.csv: has no column media"),
         ("templates.csv", "template,media,path\n1,0,k99.jpg\n", "templates.csv name k99.jpg, not found in"),
         ("probes.csv", "template,identity\nx,id1\n", "probes.csv: cannot be read"),
+        ("probes.csv", "template,identity\n101,id0\n101,id1\n", "template 101: has the identities 'id0', 'id1': must"),
+        ("probes.csv", "template,identity\n101,\n", "template 101: has the identities '': must have one"),
+        ("probes.csv", "template,identity\n7,id1\n", "probes: no template has an image, for example 7: give lists"),
+        ("templates.csv", "template,media,path\n100,,k0.jpg\n", "templates.csv: row 1: has no media"),
+        ("templates.csv", "template,template,path\n1,0,k0.jpg\n", "templates.csv: has .*template"),
+        ("templates.csv", "template,media,path\n", "lists no image of a template"),
+        ("template_pairs.csv", "template_a,template_b,is_same\n100,101,-1\n", "pair 1: is -1: must be 1 for the same"),
     ],
 )
 def test_template_protocol_of_lists_that_do_not_fit_is_refused(
@@ -280,6 +287,32 @@ def test_template_protocol_of_lists_that_do_not_fit_is_refused(
     with pytest.raises(ValueError, match=words) as caught:
         TemplateProtocol.open(TemplateSettings(folder=str(benchmark)), image_size=32)
     assert "\n" not in str(caught.value)
+
+
+def test_template_protocol_of_a_gallery_with_repeated_entries_counts_each_once(benchmark: Path) -> None:
+    wanted = TemplateProtocol.open(TemplateSettings(folder=str(benchmark)), image_size=32).score(embedded()).figures()
+    rows = (benchmark / "gallery_1.csv").read_text().partition("\n")[2]
+    (benchmark / "gallery_1.csv").open("a").write(rows)
+    repeated = TemplateProtocol.open(TemplateSettings(folder=str(benchmark)), image_size=32)
+    assert repeated.score(embedded()).figures() == wanted
+
+
+def test_template_protocol_of_ijb_reads_templates_and_subjects_by_their_names(ijb: Path) -> None:
+    wanted, _ = read_ijb(ijb, "IJBC")
+    path = ijb / "meta" / "ijbc_1N_gallery_G1.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text("\n".join(f"{name},{subject},{template}" for template, subject, name in rows))
+    found, _ = read_ijb(ijb, "IJBC")
+    for one, other in zip(found.galleries["G1"], wanted.galleries["G1"], strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_template_protocol_of_ijb_with_a_score_that_is_no_number_names_the_image(ijb: Path) -> None:
+    path = ijb / "meta" / "ijbc_name_5pts_score.txt"
+    path.write_text(path.read_text().replace(" 0.505\n", " nan\n"))
+    with pytest.raises(DataError, match=r"^evaluate.ijb: .*: 1.jpg: has the score nan: correct it, or set"):
+        TemplateProtocol.open(TemplateSettings(folder=str(ijb), target="IJBC"), image_size=32)
+    TemplateProtocol.open(TemplateSettings(folder=str(ijb), target="IJBC", face_scores=False), image_size=32)
 
 
 def test_template_protocol_of_a_folder_without_lists_names_the_verb_that_writes_them(tmp_path: Path) -> None:
