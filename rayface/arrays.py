@@ -76,6 +76,12 @@ def check_embeddings(embeddings: ArrayLike) -> Floats:
     return np.ascontiguousarray(values, kind)
 
 
+def row_norms(embeddings: Floats) -> NDArray[np.float64]:
+    """Return the lengths of rows (N, D), (N,): squares of float32 values overflow at 2e19 and vanish at 4e-23."""
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
+    return norms
+
+
 def check_offsets(offsets: ArrayLike, num_rows: int | None = None) -> Ints:
     """Return offsets as (I + 1,) int64.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rayface.arrays import Floats, Ints
+from rayface.arrays import Floats, Ints, row_norms
 from rayface.credentials import masked
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.index import count
@@ -209,7 +209,7 @@ def _images(chosen: Selection, embeddings: str | Path | None) -> tuple[list[str]
         for rows in read_found(file.path, wanted):
             at = [place[key] for key in rows.keys.to_pylist()]
             values[at], found[at] = rows.embeddings, True
-    lengths = np.linalg.norm(values, axis=1)
+    lengths = row_norms(values)
     found &= np.isfinite(lengths) & (lengths > 0)
     if found.sum() < 0.9 * len(keys):
         raise DataError(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rayface.arrays import row_norms
 from rayface.config import Config, EmbedConfig
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.embedding.part_file import part_note
@@ -216,12 +217,16 @@ def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Embedded:
     """Return the embeddings of images by their keys, normalised; 0 for a key that is missing, norms NaN if unknown.
 
     Memory: the embeddings of the images, and of one file.
+
+    Raises:
+        DataError: a key has two embeddings, or a row is not valid; one line.
     """
     place_of = np.full(images.dataset.num_images + 1, -1, np.int64)  # the last one: a key that is not in the dataset
     unique, first, inverse = np.unique(images.rows, return_index=True, return_inverse=True)
     place_of[unique] = first
     keys = (batch for file in embeddings.files for batch, _ in read_labels(file))
     places = place_of[images.dataset.find(keys)]
+    _refuse_repeated(places[places >= 0], images)
     found, done = np.zeros((len(images), embeddings.size), np.float32), 0
     norms = np.full(len(images), np.nan, np.float32)
     with phase("read embeddings", parts=len(embeddings.files), rows=embeddings.num_rows) as current:
@@ -230,7 +235,7 @@ def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Embedded:
             done += file.num_rows
             if (own >= 0).any():
                 units = read_rows(file.path, 0, file.num_rows).embeddings[own >= 0].astype(np.float32)
-                found[own[own >= 0]] = units / np.linalg.norm(units, axis=1, keepdims=True)
+                found[own[own >= 0]] = units / row_norms(units)[:, None]
                 lengths = read_norms(file)
                 if lengths is not None:
                     norms[own[own >= 0]] = lengths[own >= 0]
@@ -239,3 +244,13 @@ def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Embedded:
     for column in (found, norms):
         column[listed_again] = column[first[inverse[listed_again]]]
     return Embedded(found, norms)
+
+
+def _refuse_repeated(places: NDArray[np.int64], images: ImageRows) -> None:
+    counts = np.bincount(places)
+    if repeated := np.flatnonzero(counts > 1).tolist():
+        key = images.dataset.keys()[images.rows[repeated[0]]]
+        raise DataError(
+            f"embeddings of {key}: there are {counts[repeated[0]]} in this set: must be one per key; {len(repeated)} "
+            "keys are repeated"
+        )

@@ -29,7 +29,7 @@ def load_groups(dataset: Dataset, columns: Sequence[str], table: str | None) -> 
             identities.parquet of the dataset.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or names none of the images.
+        DataError: the file cannot be read, lacks a column, names none of the images, or one twice in different groups.
     """
     if not columns:
         return {}
@@ -42,6 +42,7 @@ def load_groups(dataset: Dataset, columns: Sequence[str], table: str | None) -> 
     if by is None or missing:
         lacks = missing[0] if missing else f"one of {', '.join(_KEYS)}"
         raise DataError(f"{path}: has no column {lacks}; it has {', '.join(rows.column_names)}")
+    _refuse_repeated(path, rows, by, columns)
     place = _places(dataset, by, rows[by].to_pylist())
     if not (place >= 0).any():
         raise DataError(f"{path}: column {by}: names none of the images of {', '.join(dataset.roots)}")
@@ -50,6 +51,14 @@ def load_groups(dataset: Dataset, columns: Sequence[str], table: str | None) -> 
         values = np.array([*map(_text, rows[name].to_pylist()), None], object)
         found[name] = values[place]
     return found
+
+
+def _refuse_repeated(path: str, rows: pa.Table, by: str, columns: Sequence[str]) -> None:
+    if twice := [name for name in (by, *columns) if rows.column_names.count(name) > 1]:
+        raise DataError(f"{path}: has the column {twice[0]} twice")
+    distinct = rows.select(list(dict.fromkeys((by, *columns)))).to_pandas().dropna(subset=[by]).drop_duplicates()
+    for name in distinct[by][distinct[by].duplicated()].tolist():
+        raise DataError(f"{path}: {by} {name}: has two rows with different groups: must have one")
 
 
 def _read(path: str, columns: Sequence[str]) -> pa.Table:

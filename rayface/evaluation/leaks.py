@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rayface.arrays import Bools, Floats, Ints
+from rayface.arrays import Bools, Floats, Ints, row_norms
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.label_join import Labelled
 from rayface.data.shards.random_access import read_samples
@@ -184,7 +184,7 @@ def nearest_images(test: Floats, embeddings: Embeddings) -> tuple[Floats, tuple[
             for start in range(0, file.num_rows, _ROWS):
                 found = read_rows(file.path, start, min(start + _ROWS, file.num_rows))
                 values = found.embeddings.astype(np.float32)
-                values /= np.linalg.norm(values, axis=1, keepdims=True)
+                values /= row_norms(values)[:, None]
                 for first in range(0, len(unit), _CHUNK):
                     cosines = unit[first : first + _CHUNK] @ values.T
                     place = cosines.argmax(1)

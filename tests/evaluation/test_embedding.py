@@ -66,6 +66,24 @@ def test_rows_by_key_of_images_that_are_listed_twice_gives_each_its_embedding(da
     np.testing.assert_array_equal(found.norms, np.where(rows == 7, np.nan, rows))
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e-30])
+def test_rows_by_key_of_rows_whose_squares_overflow_float32_have_length_1(
+    dataset: Dataset, tmp_path: Path, scale: float
+) -> None:
+    batch = (dataset.keys(), np.zeros(NUM_IMAGES, np.int64), np.eye(NUM_IMAGES, dtype=np.float32) * np.float32(scale))
+    write_part(str(tmp_path / "e.parquet"), [batch], size=NUM_IMAGES, dtype="fp32", note={})
+    images = ImageRows(dataset=dataset, rows=np.arange(NUM_IMAGES))
+    np.testing.assert_array_equal(rows_by_key(open_embeddings(tmp_path / "e.parquet"), images).embeddings, np.eye(8))
+
+
+def test_rows_by_key_of_a_key_with_two_embeddings_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    batch = ([*dataset.keys()[:3], "k1"], np.zeros(4, np.int64), np.eye(4, dtype=np.float32))
+    write_part(str(tmp_path / "e.parquet"), [batch], size=4, dtype="fp32", note={})
+    images = ImageRows(dataset=dataset, rows=np.arange(NUM_IMAGES))
+    with pytest.raises(DataError, match=r"^embeddings of k1: there are 2 in this set: must be one per key"):
+        rows_by_key(open_embeddings(tmp_path / "e.parquet"), images)
+
+
 def test_model_embeddings_of_an_image_that_is_repaired_has_it_and_keeps_the_others(
     dataset: Dataset, embedded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import simplejpeg
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.writer import write_dataset
 from rayface.evaluation.groups import load_groups
+from rayface.storage import DataError
 
 
 @pytest.fixture
@@ -35,6 +36,19 @@ def test_load_groups_of_the_datasets_own_identities_are_found(dataset: Dataset) 
     path = Path(dataset.roots[0]) / "identities.parquet"
     pq.write_table(pq.read_table(path).append_column("race", pa.array(["x", "y", "x"])), path)
     assert load_groups(dataset, ["race"], None)["race"].tolist() == ["x", "x", "y", "y", "x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("label,race\n0,x\n0,x\n1,x\n1,y\n", r"label 1: has two rows with different groups: must have one$"),
+        ("key,race,race\nk0,x,y\n", r"has the column race twice$"),
+    ],
+)
+def test_load_groups_that_contradict_are_refused(dataset: Dataset, tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        load_groups(dataset, ["race"], str(tmp_path / "groups.csv"))
 
 
 @pytest.mark.parametrize("by", ["key", "identity"])
