@@ -101,8 +101,8 @@ def suppress_many(
     bounds = check_offsets(offsets, len(values))
     _check_settings(threshold, min_images, block_bytes)
     extra = np.zeros(len(values)) if bonus is None else np.asarray(bonus, np.float64)
-    if extra.shape != (len(values),):
-        raise ValueError(f"bonus shape {extra.shape}: must be ({len(values)},), one per image")
+    if extra.shape != (len(values),) or not np.isfinite(extra).all():
+        raise ValueError(f"bonus shape {extra.shape}: must be ({len(values)},), one finite number per image")
     found = Selection(np.ones(len(values), bool), np.zeros(len(values), np.float32), np.full(len(values), -1, np.int64))
     size = values.shape[1]
     block = min(MAX_BLOCK, max(_LEAST_BLOCK, block_bytes // (4 * size)), int(np.diff(bounds).max(initial=1)))

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.arrays import Ints, check_embeddings
+from rayface.arrays import Ints, check_embeddings, identities_of
 from rayface.curate.affinity import PRIOR_PAIRS, RATIO, base_cosine, scale_of
 from rayface.curate.cluster.neighbours import nearest
 from rayface.curate.cluster.threshold import best_threshold
@@ -96,11 +96,17 @@ class OnlineGaussianMixture:
 
         Args:
             embeddings: (n, D) of any norm, of as many identities as possible: more identities need a higher threshold.
-            labels: (n,) integers.
+            labels: (n,) identities, numbers or strings.
             seed: seed of the two orders in which they arrive.
+
+        Raises:
+            ValueError: wrong shapes, labels that are missing, or fewer than two identities.
         """
-        vectors = np.concatenate(list(unit_blocks(check_embeddings(embeddings)))).astype(np.float32)
-        known, base = np.asarray(labels), base_cosine(vectors)
+        values, known = check_embeddings(embeddings), identities_of(labels, "labels")[0]
+        if known.shape != values.shape[:1] or len(np.unique(known)) < 2:
+            raise ValueError(f"labels shape {known.shape}: must be ({len(values)},), of at least 2 identities")
+        vectors = np.concatenate(list(unit_blocks(values))).astype(np.float32)
+        base = base_cosine(vectors)
         orders = [np.random.default_rng([seed, number]).permutation(len(vectors)) for number in range(2)]
 
         make = partial(cls, base=base, min_images=min_images)

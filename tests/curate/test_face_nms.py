@@ -128,6 +128,8 @@ def test_suppress_many_with_a_bonus_ranks_by_it(drawn: Any) -> None:
     assert np.flatnonzero(found.kept[9:]).tolist() == [4]
     assert (found.suppressed_by[9:] == [13, 13, 13, 13, -1, 13, 13, 13, 13]).all()
     np.testing.assert_allclose(found.score[9:], sparsity_scores(embeddings[9:]) + bonus[9:], atol=1e-6)
+    with pytest.raises(ValueError, match=r"^bonus .* one finite number per image"):
+        suppress_many(embeddings, offsets, 0.5, bonus=np.full(18, np.nan))
     with pytest.raises(ValueError, match=r"^bonus shape \(2,\): must be \(18,\)"):
         suppress_many(embeddings, offsets, 0.5, bonus=[0, 1])
 

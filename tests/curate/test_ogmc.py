@@ -235,6 +235,14 @@ def test_ogmc_calibrated_on_labelled_images_clusters_others_well() -> None:
     assert cluster_scores(labels[~known], own.labels_).pairwise_f > 0.97
 
 
+@pytest.mark.parametrize("labels", [[1] * 6, [0, 1], [0, 1, 2, 3, 4, np.nan], ["a", "b", "c", "d", "e", None]])
+def test_ogmc_calibrated_on_labels_that_do_not_fit_is_refused(labels: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"^labels"):
+        OnlineGaussianMixture.calibrated(np.eye(6), labels)
+    with pytest.raises(ValueError, match=r"^labels shape \(0,\): must be \(0,\), of at least 2 identities"):
+        OnlineGaussianMixture.calibrated(np.empty((0, 6)), [])
+
+
 def test_ogmc_calibrated_takes_the_smallest_components_of_the_best_score(
     faces: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

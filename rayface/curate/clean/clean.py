@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.arrays import Floats, Ints, check_embeddings, group_offsets
+from rayface.arrays import Floats, Ints, check_embeddings, group_offsets, identities_of
 from rayface.config import CleanConfig
 from rayface.curate.clean.findings import (
     DROPS,
@@ -75,7 +76,7 @@ def clean(
         keys: (N,) string, unique.
         options: searches to run and decisions to take.
         test_embeddings, test_labels: (M, D), (M,) of the test set, for options.above.
-        digests: (N,) of any type, equal if and only if the files are equal, for options.bytes.
+        digests: (N,) texts, bytes or numbers, equal if and only if the files are equal, for options.bytes.
 
     Returns:
         The findings. Additional memory: 4 * D bytes per identity, 20 per image, and blocks. Conflicts take up to
@@ -84,7 +85,7 @@ def clean(
     Raises:
         ValueError: wrong shapes or options; NaN, infinity or a vector of zeros; too many pairs.
     """
-    values, own = check_embeddings(embeddings), np.asarray(labels, np.int64)
+    values, own, keys = check_embeddings(embeddings), _labels(labels, "labels"), pa.array(keys, pa.string())
     _check(values, own, keys, options, test_embeddings, test_labels, digests)
     bounds = group_offsets(own)
     centers, cosines = identity_centers(values, bounds)
@@ -95,7 +96,7 @@ def clean(
     test_centers, test_names = _test_centers(test_embeddings, test_labels)
     overlap = no_pairs() if test_centers is None else _pairs_above("test", centers, test_centers, options.above, limit)
     outliers = far_from_mean(cosines, options.outliers)
-    copies = no_pairs() if digests is None else copies_of(np.asarray(digests), cosines)
+    copies = no_pairs() if digests is None else copies_of(identities_of(digests, "digests")[0], cosines)
     found = Found(outliers=outliers, duplicates=duplicates, conflicts=conflicts, copies=copies, overlap=overlap)
     names = own[bounds[:-1]]
     why = reasons(found, options.dropped, cosines, bounds)
@@ -111,10 +112,17 @@ def _test_centers(embeddings: ArrayLike | None, labels: ArrayLike | None) -> tup
     """Return the centers of a test set's identities, None without a test set, and their labels."""
     if embeddings is None or labels is None:
         return None, np.zeros(0, np.int64)
-    order = np.argsort(np.asarray(labels), kind="stable")
-    grouped = np.asarray(labels)[order]
-    bounds = group_offsets(grouped)
-    return identity_centers(check_embeddings(embeddings)[order], bounds)[0], grouped[bounds[:-1]].astype(np.int64)
+    own = _labels(labels, "test_labels")
+    order = np.argsort(own, kind="stable")
+    bounds = group_offsets(own[order])
+    return identity_centers(check_embeddings(embeddings)[order], bounds)[0], own[order][bounds[:-1]]
+
+
+def _labels(labels: ArrayLike, name: str) -> Ints:
+    values = np.asarray(labels)
+    if len(values) and values.dtype.kind not in "iu":
+        raise ValueError(f"{name}: are {values.dtype}: must be integers")
+    return values.astype(np.int64)
 
 
 def _check(
@@ -130,11 +138,21 @@ def _check(
         raise ValueError("embeddings: no images: there is nothing to search")
     if not len(values) == len(labels) == len(keys):
         raise ValueError(f"embeddings {len(values)}, labels {len(labels)}, keys {len(keys)}: must be as many")
+    if keys.null_count or compute.count_distinct(keys).as_py() < len(keys):
+        raise ValueError("keys: some are missing or occur twice: each image needs its own")
     check_options(options)
     if (options.above is None) != (test_embeddings is None) or (test_embeddings is None) != (test_labels is None):
         raise ValueError("test: needs a cosine, and embeddings and labels of the test set")
+    if test_embeddings is not None and test_labels is not None:
+        shape = np.shape(test_embeddings)
+        if len(shape) != 2 or shape[1] != values.shape[1] or np.shape(test_labels) != shape[:1]:
+            raise ValueError(
+                f"test: embeddings {shape}, labels {np.shape(test_labels)}: must be (M, D), (M,), D as here"
+            )
     if options.bytes != (digests is not None):
         raise ValueError("bytes: needs digests, and is needed for them")
+    if digests is not None and np.shape(digests) != (len(values),):
+        raise ValueError(f"digests shape {np.shape(digests)}: must be ({len(values)},), one per image")
 
 
 def check_options(options: CleanConfig) -> None:

@@ -60,11 +60,13 @@ def cluster_scores(labels: ArrayLike, clusters: ArrayLike) -> ClusterScores:
         clusters: (N,) integers; -1: noise.
 
     Raises:
-        ValueError: no images, or other shapes.
+        ValueError: no images, other shapes, or other types.
     """
     known, found = np.asarray(labels), np.asarray(clusters)
     if known.ndim != 1 or known.shape != found.shape or not len(known):
         raise ValueError(f"labels {known.shape}, clusters {found.shape}: must be (N,), equally many, at least one")
+    if known.dtype.kind not in "iu" or found.dtype.kind not in "iu":
+        raise ValueError(f"labels {known.dtype}, clusters {found.dtype}: must be integers")
     noise = found == NOISE
     names, sizes = np.unique(found[~noise], return_counts=True)
     alone = np.where(noise, (names[-1] if len(names) else 0) + np.cumsum(noise), found)

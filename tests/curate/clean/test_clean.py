@@ -206,6 +206,20 @@ def test_clean_of_bad_input_raises_one_line(faces: Any) -> None:
         clean(embeddings, labels, keys, CleanConfig(above=0.6))
     with pytest.raises(ValueError, match=r"must be as many"):
         clean(embeddings, labels[:-1], keys, CleanConfig())
+    for wrong in (labels + 0.5, labels.astype(str)):
+        with pytest.raises(ValueError, match=r"^labels: are .*: must be integers$"):
+            clean(embeddings, wrong, keys, CleanConfig())
+    for own in ([keys[0].as_py()] * len(keys), [None, *keys.to_pylist()[1:]]):
+        with pytest.raises(ValueError, match=r"^keys: some are missing or occur twice"):
+            clean(embeddings, labels, own, CleanConfig())
+    test = CleanConfig(above=0.5, exclude="test")
+    for rows, ids in ((embeddings[:3], [1, 2]), (embeddings[:2, :1], [1, 2]), (embeddings[0], [1])):
+        with pytest.raises(ValueError, match=r"^test: embeddings \(.*must be \(M, \d+\) and \(M,\)$"):
+            clean(embeddings, labels, keys, test, test_embeddings=rows, test_labels=ids)
+    with pytest.raises(ValueError, match=r"^digests shape \(1,\): must be"):
+        clean(embeddings, labels, keys, CleanConfig(bytes=True), digests=["a"])
+    with pytest.raises(ValueError, match=r"^digests: hold NoneType, str"):
+        clean(embeddings, labels, keys, CleanConfig(bytes=True), digests=[None, *keys.to_pylist()[1:]])
     with pytest.raises(ValueError, match=r"^labels: the rows of an identity"):
         clean(embeddings, labels[::-1] % 2, keys, CleanConfig())
     embeddings[4] = 0

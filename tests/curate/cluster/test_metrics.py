@@ -104,7 +104,9 @@ def test_scores_of_one_image_are_perfect() -> None:
     assert (scores.pairwise_f, scores.bcubed_f, scores.nmi, scores.purity) == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize(("labels", "clusters"), [([], []), ([0, 1], [0]), ([[0]], [[0]])])
-def test_scores_of_other_shapes_are_refused(labels: Any, clusters: Any) -> None:
+@pytest.mark.parametrize(
+    ("labels", "clusters"), [([], []), ([0, 1], [0]), ([[0]], [[0]]), (["a"], [0]), ([np.nan], [0]), ([0], [None])]
+)
+def test_scores_of_other_shapes_or_types_are_refused(labels: Any, clusters: Any) -> None:
     with pytest.raises(ValueError, match="must be"):
         cluster_scores(labels, clusters)

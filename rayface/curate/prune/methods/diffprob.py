@@ -94,6 +94,8 @@ def diffprob(probabilities: ArrayLike, offsets: ArrayLike, threshold: float, *, 
     """
     bounds = check_offsets(offsets)
     check_min_images(min_images)
+    if np.isnan(threshold):
+        raise ValueError("threshold nan: must be a difference of probabilities")
     values = np.asarray(probabilities, np.float64)
     if values.shape != (bounds[-1],):
         raise ValueError(f"probabilities shape {values.shape}: must be ({bounds[-1]},), one per image")
@@ -124,6 +126,8 @@ def diffprob_for_keep(
         UnreachableKeepError: no threshold keeps the share within the tolerance, or half an image.
     """
     check_keep(keep)
+    if not np.size(probabilities):
+        raise ValueError("probabilities: no images: cannot search a threshold")
 
     def share(position: float) -> float:
         found = diffprob(probabilities, offsets, threshold_at(position), min_images=min_images)

@@ -64,6 +64,10 @@ def test_diffprob_of_bad_input_raises_one_line() -> None:
         diffprob([0.1, np.nan], [0, 2], 0.1)
     with pytest.raises(ValueError, match=r"^keep 0: must be"):
         diffprob_for_keep([0.1], [0, 1], 0)
+    with pytest.raises(ValueError, match="threshold nan"):
+        diffprob([0.1], [0, 1], np.nan)
+    with pytest.raises(ValueError, match="probabilities: no images"):
+        diffprob_for_keep([], [0], 0.5)
 
 
 def test_diffprob_selects_with_its_threshold_and_minimum() -> None:
