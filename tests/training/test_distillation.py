@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,19 +15,32 @@ from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.shards.random_access import read_samples
 from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.synth import synthesize
 from rayface.evaluation.pairs import evaluate_pairs, load_pairs
 from rayface.models.forward import embed_images
 from rayface.models.model_files import load_model
+from rayface.models.model_info import ModelInfo
 from rayface.training import distillation
 from rayface.training.checkpointing.progress import DatasetFacts
-from rayface.training.distillation import angular_loss, check_distillation, every_view, feature_loss
+from rayface.training.distillation import (
+    Distillation,
+    angular_loss,
+    build_distillation,
+    check_distillation,
+    class_targets,
+    every_view,
+    feature_loss,
+    sample_targets,
+)
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.run_directory import RunDirectory
+from rayface.training.teacher_cache import BY_CLASS, BY_SAMPLE
 
 SIZE, BATCH = 32, 48
+CPU = torch.device("cpu")
 
 
 def test_distillation_losses_of_random_embeddings_equal_the_papers() -> None:
@@ -69,6 +83,97 @@ def test_check_distillation_of_settings_that_exclude_each_other_raises(settings:
         check_distillation(configs.load("debug", None, settings))
 
 
+@pytest.mark.parametrize(
+    ("settings", "size", "image_size", "message"),
+    [
+        ([], 64, SIZE, r"^backbone\.embedding_size: 32: the teacher's is 64: use the same$"),
+        ([], 32, 48, r"^data\.image_size: 32: the teacher takes 48 pixels"),
+        ([], 32, SIZE, None),
+        (["train.teacher_cache=x"], 32, 48, None),  # its images are decoded at the teacher's size
+    ],
+)
+def test_check_distillation_of_another_size_names_the_key(
+    settings: list[str], size: int, image_size: int, message: str | None
+) -> None:
+    own = ["train.teacher=t", "backbone.embedding_size=32", f"data.image_size={SIZE}"]
+    config = configs.load("debug", None, [*own, *settings])
+    teacher = ModelInfo(backbone="iresnet", embedding_size=size, image_size=image_size)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        check_distillation(config, teacher)
+
+
+def one_batch(step: int, rows: slice, labels: list[int]) -> Batch:
+    images = torch.zeros(len(labels), 3, 8, 8)
+    return Batch(step=step, rows=rows, images=images, labels=torch.tensor(labels), faults=())
+
+
+def test_shares_of_the_ranks_have_the_mean_over_all_images_as_their_mean() -> None:
+    """Two ranks with 1 and 3 rows; a rank without rows has no share."""
+    student, teacher = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    shares = []
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 4)):
+        given = Distillation(lambda images, batch, own, rows=rows: teacher[rows][own], angular_loss, 0.5)
+        count = rows.stop - rows.start
+        piece = MicroBatch(number=0, rows=slice(0, count), counts=[1, 3, 0], share=1.0)
+        batch = one_batch(0, rows, [0] * count)
+        shares.append(given(student[rows], batch.images, batch, piece).item())
+        assert math.isnan(given.last) == (count == 0)
+        if count:
+            assert given.last.item() == pytest.approx(angular_loss(student[rows], teacher[rows]).item())
+    assert sum(shares) / 3 == pytest.approx(0.5 * angular_loss(student, teacher).item(), rel=1e-6)
+    assert shares[2] == 0
+
+
+def test_cached_targets_are_of_the_samples_and_labels_of_the_rows() -> None:
+    order = SampleOrder(num_samples=20, batch_size=8, seed=3)
+    batch, rows = one_batch(1, slice(4, 8), [5, 0, 2, 1]), slice(1, 3)
+    targets = np.arange(40, dtype=np.float16).reshape(20, 2)
+    found = sample_targets(targets, order)(batch.images[rows], batch, rows)
+    assert found.dtype == torch.float32
+    assert found[:, 0].tolist() == (2 * order.batch(1)[5:7]).tolist()
+    found = class_targets(targets)(batch.images[rows], batch, rows)
+    assert found.dtype == torch.float32
+    assert found[:, 0].tolist() == [0, 4]
+
+
+EVERY_VIEW, CACHE = "targets of every view", "train.teacher_cache=cache"
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss", "targets"),
+    [
+        (["train.distillation=angular"], angular_loss, None),
+        (["train.distillation=feature"], feature_loss, None),
+        ([CACHE], angular_loss, [0, 1]),  # of the two samples
+        ([CACHE, "train.distillation=center"], angular_loss, [13, 11]),  # of their labels
+    ],
+)
+def test_build_distillation_takes_loss_weight_and_targets_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], loss: object, targets: list[int] | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    np.save(tmp_path / "cache" / BY_SAMPLE, np.arange(2, dtype=np.float16)[:, None])
+    np.save(tmp_path / "cache" / BY_CLASS, np.arange(10, 14, dtype=np.float16)[:, None])
+    monkeypatch.setattr(distillation, "every_view", lambda config, world: EVERY_VIEW)
+    order, world = SampleOrder(num_samples=2, batch_size=2), World(rank=0, size=1, local_size=1, device=CPU)
+    config = configs.load("debug", None, ["train.teacher=t", "train.distillation_weight=0.25", *settings])
+    built = build_distillation(config, order, 4, world)
+    assert (built.loss, built.weight) == (loss, 0.25)
+    if targets is None:
+        assert built.teacher == EVERY_VIEW
+    else:
+        labels = [3, 1]
+        batch = one_batch(0, slice(0, 2), [labels[sample] for sample in order.batch(0)])
+        found = built.teacher(batch.images, batch, slice(0, 2))[:, 0].tolist()
+        assert found == [targets[sample] for sample in order.batch(0)]
+
+
+def test_build_distillation_without_a_teacher_is_none() -> None:
+    order, world = SampleOrder(num_samples=2, batch_size=2), World(rank=0, size=1, local_size=1, device=CPU)
+    assert build_distillation(configs.load("debug"), order, 4, world) is None
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_teacher_of_every_view_computes_in_train_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU it took bf16, whatever the student's was."""
@@ -76,7 +181,7 @@ def test_teacher_of_every_view_computes_in_train_precision(precision: str, monke
     module.register_forward_hook(lambda module, given, out: found.append(out.dtype))
     monkeypatch.setattr(distillation, "load_model", lambda *_, **__: SimpleNamespace(module=module))
     config = configs.load("debug", None, ["train.teacher=t", f"train.precision={precision}"])
-    teacher = every_view(config, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    teacher = every_view(config, World(rank=0, size=1, local_size=1, device=CPU))
     images = torch.zeros(2, 3, 8, 8)
     batch = Batch(step=0, rows=slice(0, 2), images=images, labels=torch.zeros(2, dtype=torch.int64), faults=())
     assert teacher(images, batch, batch.rows).dtype == torch.float32
@@ -99,7 +204,7 @@ def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     sample_order = SampleOrder(num_samples=len(images), batch_size=BATCH)
     base = ["backbone.embedding_size=32", "schedule.warmup_epochs=1", "train.checkpoint_every=1000000"]
     config = configs.load("debug", None, [*base, "train.precision=fp32", f"train.epochs={epochs}", *overrides])
-    world = World(rank=0, size=1, local_size=1_000_000, device=torch.device("cpu"))  # which share the cores: one thread
+    world = World(rank=0, size=1, local_size=1_000_000, device=CPU)  # which share the cores: one thread
     facts = DatasetFacts(name="drawn", digest="d", licence="none")
     training = Training(config, RunDirectory(run), world, sample_order, num_classes=dataset.num_classes, dataset=facts)
 
