@@ -14,7 +14,7 @@ from types import TracebackType
 from rayface.credentials import mask
 from rayface.storage.errors import DataError, StorageError
 from rayface.storage.remote_path import RemotePath
-from rayface.storage.writes import is_temporary, write_bytes
+from rayface.storage.writes import write_bytes
 
 SEGMENT_BYTES = 1 << 20  # the last segment of a journal is replaced as it grows up to this size
 _GROWTH = 0.1  # of a larger file of a gradual folder before it is delivered again
@@ -103,8 +103,8 @@ class FolderMirror:
     """Deliver a local folder to an object store every few seconds, and once more at the end of the context.
 
     Journals (`*.jsonl`) are delivered as `Segments` in a folder of their name; of other files, those that have changed,
-    each by one upload. Hidden and temporary files are not delivered. A store that does not answer delays the delivery
-    only; what cannot be delivered at the end stays in the local folder, with a warning.
+    each by one upload. Hidden files, such as temporary ones, are not delivered. A store that does not answer delays the
+    delivery only; what cannot be delivered at the end stays in the local folder, with a warning.
 
     Args:
         local: the folder.
@@ -200,7 +200,7 @@ class FolderMirror:
         for folder, folders, files in os.walk(self._local):
             folders[:] = [name for name in folders if not name.startswith(".")]
             place = Path(folder).relative_to(self._local)
-            names += [str(place / name) for name in files if not (name.startswith(".") or is_temporary(name))]
+            names += [str(place / name) for name in files if not name.startswith(".")]
         chosen = {name for name in names if self._only is None or name.partition("/")[0] in self._only}
         return sorted(chosen - self._pulled)
 

@@ -108,6 +108,20 @@ def test_read_keys_at_a_few_rows_reads_only_their_row_groups(tmp_path: Path) -> 
     assert index.read_keys_at(str(folder / "index.parquet"), wanted) == {row: str(row) for row in wanted}
 
 
+@pytest.mark.parametrize(
+    ("offset", "num_bytes", "outside"),
+    [(0, 10, False), (4, 6, False), (5, 6, True), (-1, 3, True), (3, 0, True), (3, -1, True), (2**63 - 4, 8, True)],
+)
+def test_first_outside_of_bytes_that_are_not_in_their_shard_is_their_row(
+    monkeypatch: pytest.MonkeyPatch, offset: int, num_bytes: int, outside: bool
+) -> None:
+    monkeypatch.setattr(index, "_BATCH", 2)
+    shard = np.array([1, 1, 1, 0, 0], np.int32)
+    columns = {"shard": shard, "offset": np.full(5, 10, np.int64), "num_bytes": np.full(5, 10, np.int32)}
+    columns["offset"][3:], columns["num_bytes"][3:] = offset, num_bytes
+    assert index.first_outside(columns, [10, 20]) == (3 if outside else None)
+
+
 def test_open_dataset_with_an_unsorted_index_finds_changed_shards_again(tmp_path: Path) -> None:
     samples = [(f"k{i}", i, bytes([i]) * 3000) for i in range(12)]
     folder = tmp_path / "set"

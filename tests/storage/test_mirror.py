@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rayface.storage import FolderMirror, RemotePath, Segments, mirror
+from rayface.storage import DataError, FolderMirror, RemotePath, Segments, mirror
 from tests.conftest import ObjectStore
 
 
@@ -106,3 +106,60 @@ def test_mirror_uploads_a_large_file_of_a_gradual_folder_a_bounded_number_of_tim
     assert sum(sizes["events"]) < 12 * 1500
     assert sizes["faults.log"] == list(range(5, 1501, 5))
     assert (remote / "tensorboard" / "events").read_bytes() == files[0].read_bytes()
+
+
+def test_mirror_delivers_only_the_named_parts_and_nothing_hidden(
+    remote: RemotePath, tmp_path: Path, object_store: ObjectStore
+) -> None:
+    for name in (
+        "journal/a.json",
+        "plots/b.png",
+        "faults.log",
+        "journal/.locks/c.json",
+        "journal/.d.json.0123abcd.tmp",
+    ):
+        append(tmp_path / name, "x")
+    FolderMirror(tmp_path, remote, only=["journal", "faults.log"]).deliver()
+    assert sorted(object_store.files()) == ["run/faults.log", "run/journal/a.json"]
+
+
+def test_mirror_of_a_folder_that_another_process_owns_delivers_and_fetches_nothing(
+    remote: RemotePath, tmp_path: Path, object_store: ObjectStore
+) -> None:
+    append(tmp_path / "a.json", "{}")
+    with (
+        pytest.raises(DataError, match="another process owns it"),
+        FolderMirror(tmp_path, remote, fenced=lambda: True) as fenced,
+    ):
+        fenced.deliver()
+    assert not fenced.delivered
+    assert object_store.files() == {}
+    with FolderMirror(tmp_path, remote) as own:
+        pass
+    assert own.delivered
+
+
+def test_mirror_does_not_send_back_what_it_has_fetched_until_it_changes(
+    remote: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (remote / "sub/a.json").upload(b"{}")
+    mirrored = FolderMirror(tmp_path, remote)
+    assert mirrored.fetch("sub/a.json")
+    assert not mirrored.fetch("sub/b.json")
+    assert (tmp_path / "sub" / "a.json").read_text() == "{}"
+    written: list[bytes] = []
+    monkeypatch.setattr(RemotePath, "upload", lambda path, data: written.append(data))
+    mirrored.deliver()
+    append(tmp_path / "sub" / "a.json", " ")
+    mirrored.deliver()
+    assert written == [b"{} "]
+
+
+def test_fetched_journals_are_those_of_the_folder_whole_or_in_segments(remote: RemotePath, tmp_path: Path) -> None:
+    append(tmp_path / "a.jsonl", "12345678\n12345\n")
+    Segments(tmp_path / "a.jsonl", remote / "a.jsonl").push()
+    (remote / "b.jsonl").upload(b"whole\n")
+    (remote / "tracking.json").upload(b"{}")
+    with mirror.fetched_journals(remote) as folder:
+        found = {path.name: path.read_text() for path in folder.iterdir()}
+    assert found == {"a.jsonl": "12345678\n12345\n", "b.jsonl": "whole\n"}

@@ -150,7 +150,7 @@ def test_trial_with_a_prune_stage_keeps_its_report_in_the_run_directory(run_tria
     def prune(config):
         core_set.mkdir(parents=True)
         (core_set / "report.html").write_text("<html>")
-        return {"keep": 0.5}
+        return {"keep": 0.5, "out": "x"}
 
     def train(config, **options):
         with show_training(run.path, run.worker_journal_file, 30):
@@ -159,8 +159,9 @@ def test_trial_with_a_prune_stage_keeps_its_report_in_the_run_directory(run_tria
     monkeypatch.setitem(trial.STAGES, "prune", SimpleNamespace(run=prune))
     values = {"data.train": str(tmp_path / "faces"), "prune.embeddings": "embeddings", "prune.threshold": 0.5}
     assert run_trial(train, values=values)[0]["state"] == "COMPLETE"
-    (record,) = [record for record, _ in read_records(run.journals / "prune.jsonl", 0) if record["kind"] == "artifact"]
-    assert record["path"] == "prune/report.html"
+    numbers, record = (record for record, _ in read_records(run.journals / "prune.jsonl", 0))
+    assert (numbers["kind"], numbers["step"], numbers["values"]) == ("metrics", 0, {"prune/keep": 0.5})
+    assert (record["kind"], record["path"], record["folder"]) == ("artifact", "prune/report.html", "prune")
     assert (run.journals / record["path"]).read_text() == "<html>"
 
 
