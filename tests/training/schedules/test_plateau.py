@@ -30,3 +30,11 @@ def test_plateau_with_a_loss_that_is_not_finite_leaves_it_out(bad):
     found = rates(build("plateau", optimizer := sgd(), 30, 10, **options), optimizer, [*losses[:5], bad, *losses[5:]])
     assert found[:5] + found[6:] == whole
     assert len(set(whole)) == 3
+
+
+def test_plateau_metrics_give_the_smoothed_loss_once_there_is_one():
+    schedule = build("plateau", sgd(), 30, 10, alpha=0.25, tolerance=0.1, decay=10.0, max_decays=2)
+    assert schedule.metrics() == {}
+    schedule.step(4.0)
+    schedule.step(2.0)
+    assert schedule.metrics() == {"loss_mean": 3.5}
