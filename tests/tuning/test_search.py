@@ -142,6 +142,24 @@ def test_trials_stopped_with_the_sweep_are_left_to_resume(tmp_path):
     assert desk.ended == []
 
 
+def test_trial_that_completes_after_the_stop_of_the_sweep_counts_and_one_that_fails_is_left(tmp_path):
+    desk = Desk(tmp_path, trials=3)
+    for name in "ab":
+        desk.start(name)
+    desk.search.stop()
+    desk.complete("a", 0.8)
+    fail(desk, "b", "its workers were stopped")
+    assert desk.states() == ["COMPLETE", "RUNNING"]
+    assert [(trial.number, trial.value) for trial in desk.ended] == [(0, 0.8)]
+
+
+def test_trial_that_completes_and_whose_process_then_fails_is_no_result(tmp_path):
+    desk = Desk(tmp_path, trials=3)
+    desk.start("a")
+    desk.search.on_trial_complete("a", {"state": "COMPLETE", "values": [0.8], "seconds": 1.0}, error=True)
+    assert desk.states() == ["FAIL"]
+
+
 def test_stop_of_a_search_whose_trials_change_meanwhile_asks_all_to_stop(tmp_path, monkeypatch):
     """Ray Tune's thread adds and removes trials."""
     desk, asked = Desk(tmp_path, trials=3), []

@@ -25,6 +25,25 @@ def test_best_trials_of_several_objectives_are_the_pareto_front(tmp_path):
     assert [trial.number for trial in best_trials(desk.study)] == [0, 1]
 
 
+def test_best_trials_with_a_first_objective_to_minimise_begin_with_the_lowest(tmp_path):
+    objectives = (Objective(metric="seconds", mode="min"), Objective())
+    desk = Desk(tmp_path, objectives=objectives, trials=3)
+    for name, values in zip("abc", [(20.0, 0.9), (10.0, 0.8), (30.0, 0.7)], strict=True):
+        desk.start(name)
+        desk.complete(name, *values)
+    assert [trial.number for trial in best_trials(desk.study)] == [1, 0]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp", "random"])
+def test_sampler_of_a_seed_draws_its_points_and_that_of_another_seed_others(tmp_path, sampler):
+    found = []
+    for number, seed in enumerate((1, 1, 2)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found.append(Desk(folder, sampler=sampler, seed=seed, trials=1).start("a")["values"])
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.parametrize(
     ("sampler", "pruner"),
     [("tpe", "asha"), ("cmaes", "hyperband"), ("gp", "median"), ("random", "none"), ("grid", "asha")],
