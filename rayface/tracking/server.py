@@ -151,7 +151,8 @@ class Server:
         new = [self._entities.Param(key, value) for key, value in wanted.items() if key not in known]
         # MLflow refuses to change a param, but a resumed run may have other settings: log them as tags.
         changed = {f"changed.{key}": value for key, value in wanted.items() if known.get(key, value) != value}
-        return self._log_batches("params", new, MAX_PARAMS_AND_TAGS) or self._log_tags(changed)
+        refused = self._log_batches("params", new, MAX_PARAMS_AND_TAGS)
+        return self._log_tags(changed) or refused
 
     def _log_tags(self, values: Mapping[str, str]) -> str | None:
         tags = [self._entities.RunTag(_key(key), _shortened(values[key], MAX_TAG_VALUE)) for key in values]

@@ -153,6 +153,16 @@ def test_log_of_a_changed_param_becomes_a_tag(connect: Any) -> None:
     assert (len(long), long[-24:]) == (6000, "xx ... [7000 characters]")
 
 
+def test_log_of_a_changed_param_beside_a_refused_one_becomes_a_tag(connect: Any) -> None:
+    client = Client(refuses=("bad",))
+    server = connect(client)
+    server.log([{"kind": "params", "values": {"lr": "0.1"}}])
+    refused = server.log([{"kind": "params", "values": {"lr": "0.2", "bad": "1", "new": "2"}}])
+    assert refused == "MLflow refused params 'bad': not this one"
+    assert client.logged["params"] == {"lr": "0.1", "new": "2"}
+    assert client.logged["tags"]["changed.lr"] == "0.2"
+
+
 def test_log_with_a_refused_name_sends_the_others_and_says_which(connect: Any) -> None:
     client = Client(refuses=("bad",))
     server = connect(client)

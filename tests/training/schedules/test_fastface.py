@@ -137,7 +137,8 @@ def test_lambda_total_with_another_number_of_steps_decays_at_the_same_shares():
 
 
 def test_fastface_without_threshold_takes_that_of_its_detector():
-    assert FastFace(sgd(), total_steps=10).threshold == 5e-5
+    for steps in (1, 10):
+        assert FastFace(sgd(), total_steps=steps).threshold == 5e-5
     assert FastFace(sgd(), total_steps=10, detector="haar_window").threshold == 0.06
 
 
