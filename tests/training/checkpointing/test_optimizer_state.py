@@ -13,10 +13,12 @@ from rayface.training.checkpointing.progress import Progress
 
 
 class Net(nn.Module):
-    """Three layers of one shape, made in the order that is asked for."""
+    """Three layers of one shape, made in the order that is asked for, beside tensors that are not trained."""
 
     def __init__(self, order: str) -> None:
         super().__init__()
+        self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+        self.register_buffer("seen", torch.zeros(2))
         for name in order:
             self.add_module(name, nn.Linear(3, 3))
         for name, layer in self.named_children():
@@ -28,7 +30,7 @@ class Net(nn.Module):
 
 def made(kind: str, order: str = "abc") -> tuple[Net, Optimizer]:
     net = Net(order)
-    parameters = list(net.parameters())
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     return net, SGD(parameters, lr=0.1, momentum=0.9) if kind == "sgd" else AdamW(parameters, lr=0.1)
 
 
