@@ -123,6 +123,20 @@ def test_digest_of_other_selections_differs(tmp_path: Path) -> None:
         select(source, np.array([], np.int64))
 
 
+def test_selection_with_other_labels_gives_each_row_its_own_and_has_another_digest(tmp_path: Path) -> None:
+    source = make(tmp_path / "all")
+    rows, digests = np.array([5, 1, 9]), set()
+    for name, labels in (("x", [0, 2, 1]), ("y", [2, 0, 1])):
+        (tmp_path / name).mkdir()
+        found = write_selection(str(tmp_path / name), select(source, rows, np.array(labels)), name=name)
+        assert found.index.label.tolist() == [labels[1], labels[0], labels[2]]  # in the order of the source
+        assert found.keys() == [source.keys()[row] for row in (1, 5, 9)]
+        digests.add(found.digest)
+    assert len(digests) == 2
+    fewer = select(source, rows, np.array([0, 2, 2]))  # two identities are one now, and the third is gone
+    assert (fewer.labels.tolist(), fewer.identities, fewer.num_classes) == ([1, 0, 1], ("a", "c"), 2)
+
+
 def test_selection_without_its_index_is_refused(tmp_path: Path) -> None:
     """Without it, all samples of the referenced shards would be read."""
     source, out = make(tmp_path / "all"), tmp_path / "some"

@@ -126,6 +126,21 @@ def test_lease_taken_by_another_is_lost_and_not_deleted(folder: RemotePath) -> N
     assert owner.id == "other"
 
 
+def test_lease_whose_object_is_gone_or_unreadable_is_written_again(folder: RemotePath) -> None:
+    with leased(folder, "train.output") as held:
+        own = lease.read_owner(folder / lease.LEASE)
+        for spoil in (
+            lambda path: path.unlink(),
+            lambda path: path.upload(b"{"),
+            lambda path: path.upload(b'{"id": 1}'),
+        ):
+            spoil(folder / lease.LEASE)
+            assert lease.read_owner(folder / lease.LEASE) is None
+            held.renew()
+            assert not held.lost
+            assert lease.read_owner(folder / lease.LEASE) == own
+
+
 def test_lease_of_an_earlier_process_with_this_ones_id_is_taken_over(folder: RemotePath) -> None:
     """As in a container that was restarted."""
     write_owner(folder, space=lease._space(), pid=os.getpid())

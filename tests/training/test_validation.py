@@ -17,6 +17,8 @@ from rayface.training.run_directory import RunDirectory
 from rayface.training.validate import check_settings
 from rayface.training.validation import Evaluation
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def phases():
@@ -36,7 +38,7 @@ def backbone() -> torch.nn.Module:
 
 def evaluation(run, rank: int = 0, size: int = 1) -> Evaluation:
     """Evaluation on fifty drawn pairs of six images."""
-    world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
+    world = World(rank=rank, size=size, local_size=size, device=CPU)
     made = Evaluation(configs.load("debug"), RunDirectory(run), world, bf16=False)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     pairs = {
@@ -93,8 +95,45 @@ def test_validation_on_another_rank_embeds_its_share_and_returns_nothing(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_validation_embeds_as_the_settings_say_after_the_buffers_are_averaged(tmp_path, monkeypatch, watchdog, flip):
+    calls, given, embed = [], {}, validation.embed_protocol
+
+    def embedded(protocol, net, places, **options):
+        calls.append("embed")
+        given.update(options)
+        return embed(protocol, net, places, **options)
+
+    monkeypatch.setattr(validation, "embed_protocol", embedded)
+    monkeypatch.setattr(validation, "average_buffers", lambda net, world: calls.append("average"))
+    made = evaluation(tmp_path)
+    made._config = configs.load("debug", overrides=[f"evaluate.flip={flip}", "evaluate.batch_size=5"])
+    made._bf16 = not flip
+    made.run(backbone(), 5, watchdog)
+    assert calls == ["average", "embed"]
+    found = {key: given[key] for key in ("batch_size", "device", "flip", "bf16", "done")}
+    assert found == {"batch_size": 5, "device": CPU, "flip": flip, "bf16": not flip, "done": watchdog.alive}
+
+
+def test_validation_gathers_embeddings_and_norms_of_all_images(tmp_path, watchdog, monkeypatch):
+    given, made = [], evaluation(tmp_path)
+    score = PairsProtocol.score
+    monkeypatch.setattr(
+        PairsProtocol, "score", lambda self, rows, *rest: given.append(rows) or score(self, rows, *rest)
+    )
+    net = backbone()
+    made.run(net, 5, watchdog)
+    protocol = made._protocols["pairs"]
+    wanted = validation.embed_protocol(
+        protocol, net, np.arange(6), batch_size=6, device=CPU, flip=made._config.evaluate.flip
+    )
+    np.testing.assert_allclose(given[0].embeddings, wanted.embeddings, rtol=1e-6)
+    np.testing.assert_allclose(given[0].norms, wanted.norms, rtol=1e-6)
+    assert given[0].norms.shape == (6,)
+
+
 def test_validation_without_a_protocol_does_nothing(tmp_path, watchdog, phases):
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    world = World(rank=0, size=1, local_size=1, device=CPU)
     assert (
         Evaluation(configs.load("debug"), RunDirectory(tmp_path), world, bf16=False).run(backbone(), 5, watchdog)
         is None
@@ -103,7 +142,7 @@ def test_validation_without_a_protocol_does_nothing(tmp_path, watchdog, phases):
 
 
 def test_validation_of_pairs_without_their_data_raises_one_line(tmp_path):
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    world = World(rank=0, size=1, local_size=1, device=CPU)
     config = configs.load("debug", overrides=["evaluate.pairs=pairs.csv"])
     with pytest.raises(ValueError, match=r"^evaluate\.pairs: requires evaluate\.data") as caught:
         Evaluation(config, RunDirectory(tmp_path), world, bf16=False)
@@ -114,7 +153,7 @@ def test_validation_by_all_vs_all_joins_labels_as_data_join_says(tmp_path):
     for name in "ab":
         synthesize(tmp_path / name, identities=3, images_per_identity=2, image_size=32, processes=1)
     sets = [str(tmp_path / name) for name in "ab"]
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    world = World(rank=0, size=1, local_size=1, device=CPU)
 
     def config(join: str) -> configs.Config:
         return configs.load("debug", overrides={"evaluate.all_vs_all": sets, "data.train": sets[0], "data.join": join})

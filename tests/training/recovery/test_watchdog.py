@@ -120,6 +120,11 @@ def test_watchdog_writes_every_sign_of_progress_and_counts_from_it(tmp_path, clo
         assert furthest_behind(run, 1) == (3, 0, "checkpoint", 1, 1090.0, 0)
 
 
+def test_watchdog_gives_the_start_thirty_minutes_more(tmp_path, clock):
+    watchdog = Watchdog(RunDirectory(tmp_path), 0, 1, 10.0, lambda: None)
+    assert [watchdog.standstill(now) for now in (1809, 1811)] == [0, 1811]
+
+
 def test_watchdog_without_a_timeout_is_off(tmp_path):
     with Watchdog(RunDirectory(tmp_path), 0, 1, 0.0, lambda: None) as watchdog:
         watchdog.at("forward", 3)
