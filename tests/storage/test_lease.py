@@ -128,7 +128,7 @@ def test_lease_taken_by_another_is_lost_and_not_deleted(folder: RemotePath) -> N
 
 def test_lease_whose_object_is_gone_or_unreadable_is_written_again(folder: RemotePath) -> None:
     with leased(folder, "train.output") as held:
-        own = lease.read_owner(folder / lease.LEASE)
+        own = lease.read_owner(folder / lease.LEASE).id
         for spoil in (
             lambda path: path.unlink(),
             lambda path: path.upload(b"{"),
@@ -138,7 +138,7 @@ def test_lease_whose_object_is_gone_or_unreadable_is_written_again(folder: Remot
             assert lease.read_owner(folder / lease.LEASE) is None
             held.renew()
             assert not held.lost
-            assert lease.read_owner(folder / lease.LEASE) == own
+            assert lease.read_owner(folder / lease.LEASE).id == own
 
 
 def test_lease_of_an_earlier_process_with_this_ones_id_is_taken_over(folder: RemotePath) -> None:

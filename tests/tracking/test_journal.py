@@ -6,7 +6,9 @@ import os
 
 import pytest
 
+from rayface.storage import RemotePath, Segments
 from rayface.tracking import Journal, read_metrics
+from rayface.tracking.journal import JournalTail, StoredJournalTail
 
 
 def lines(path):
@@ -120,6 +122,43 @@ def test_journal_artifact_inside_the_run_is_stored_relative(tmp_path):
     written = lines(journal.path)
     assert written[0]["path"] == "../plots/loss.png"
     assert written[1]["path"] == str(tmp_path / "elsewhere.txt")
+
+
+def test_journal_of_tags_phases_datasets_and_models_holds_their_fields(tmp_path):
+    journal = Journal(tmp_path / "run" / "journal" / "driver.jsonl")
+    journal.tags({"best": True})
+    journal.phase("validate", "end", rows=6)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        journal.phase("validate", "end", rows=math.nan)
+    journal.dataset("faces", digest="d", source="s3://b/faces", context="training", num_images=9)
+    journal.model(tmp_path / "run")
+    tags, phase, dataset, model = ({k: v for k, v in line.items() if k != "time"} for line in lines(journal.path))
+    assert tags == {"kind": "tags", "values": {"best": "True"}}
+    assert phase == {"kind": "phase", "name": "validate", "event": "end", "rows": 6}
+    values = {"name": "faces", "digest": "d", "source": "s3://b/faces", "context": "training", "num_images": "9"}
+    assert dataset == {"kind": "dataset", "values": values}
+    assert model == {"kind": "model", "path": ".."}
+
+
+def test_journal_tail_yields_every_record_once(tmp_path):
+    tail, seen = JournalTail(tmp_path / "journal"), []
+    assert list(tail.read()) == []
+    for step, name in enumerate("abab"):
+        Journal(tmp_path / "journal" / f"{name}.jsonl").metrics({"loss": 1.0}, step)
+        if step != 1:
+            seen.append([record["step"] for record in tail.read()])
+    assert seen == [[0], [2, 1], [3]]
+
+
+def test_stored_journal_tail_yields_what_was_delivered_since(tmp_path, object_store):
+    folder, journal = RemotePath(object_store.uri("run/journal")), Journal(tmp_path / "a.jsonl")
+    delivered, tail = Segments(journal.path, folder / "a.jsonl"), StoredJournalTail(folder)
+    (folder / "tracking.json").upload(b"{}")
+    for step in range(2):
+        journal.metrics({"loss": 1.0}, step)
+        assert list(tail.read()) == []
+        delivered.push()
+        assert [record["step"] for record in tail.read()] == [step]
 
 
 def test_journal_that_is_a_symbolic_link_is_refused_and_its_target_unchanged(tmp_path):
