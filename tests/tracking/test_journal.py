@@ -124,7 +124,7 @@ def test_journal_artifact_inside_the_run_is_stored_relative(tmp_path):
     assert written[1]["path"] == str(tmp_path / "elsewhere.txt")
 
 
-def test_journal_of_tags_phases_datasets_and_models_holds_their_fields(tmp_path):
+def test_journal_of_tags_phases_datasets_models_and_the_end_holds_their_fields(tmp_path):
     journal = Journal(tmp_path / "run" / "journal" / "driver.jsonl")
     journal.tags({"best": True})
     journal.phase("validate", "end", rows=6)
@@ -132,12 +132,16 @@ def test_journal_of_tags_phases_datasets_and_models_holds_their_fields(tmp_path)
         journal.phase("validate", "end", rows=math.nan)
     journal.dataset("faces", digest="d", source="s3://b/faces", context="training", num_images=9)
     journal.model(tmp_path / "run")
-    tags, phase, dataset, model = ({k: v for k, v in line.items() if k != "time"} for line in lines(journal.path))
+    journal.finish("KILLED")
+    tags, phase, dataset, model, finish = (
+        {k: v for k, v in line.items() if k != "time"} for line in lines(journal.path)
+    )
     assert tags == {"kind": "tags", "values": {"best": "True"}}
     assert phase == {"kind": "phase", "name": "validate", "event": "end", "rows": 6}
     values = {"name": "faces", "digest": "d", "source": "s3://b/faces", "context": "training", "num_images": "9"}
     assert dataset == {"kind": "dataset", "values": values}
     assert model == {"kind": "model", "path": ".."}
+    assert finish == {"kind": "finish", "status": "KILLED"}
 
 
 def test_journal_tail_yields_every_record_once(tmp_path):
