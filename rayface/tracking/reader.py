@@ -225,9 +225,10 @@ class JournalReader(ABC):
         if sent and (refused := self._connected().log(sent)):
             self._note_lasting(refused)
         artifacts = [(record["path"], record["folder"]) for record in records if record["kind"] == "artifact"]
-        progress.artifacts += [artifact for artifact in artifacts if artifact not in progress.artifacts]
+        waiting = ((path, folder) for path, folder in progress.artifacts)  # lists, where they were stored
+        progress.artifacts = list(dict.fromkeys([*waiting, *artifacts]))
         models = [record["path"] for record in records if record["kind"] == "model"]
-        progress.models += [model for model in models if model not in progress.models]
+        progress.models = list(dict.fromkeys([*progress.models, *models]))
 
     def _connected(self) -> Destination:
         if self._destination is None:

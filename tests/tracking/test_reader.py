@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rayface import config as configs
-from rayface.tracking import Journal, require_packages
+from rayface.tracking import Journal, reader, require_packages
+from rayface.tracking.delivered import Delivered
 from rayface.tracking.journal import Record
 from rayface.tracking.reader import Destination, JournalReader
 
@@ -15,26 +16,42 @@ TIMEOUT = 30
 
 
 class Kept:
-    """A destination that keeps what it is given, and loses its answer to some batches."""
+    """A destination that keeps what it is given; the first call of each kind of `fails` is refused."""
 
-    def __init__(self) -> None:
-        self.steps: list[int] = []
+    def __init__(self, *fails: str) -> None:
+        self.fails = list(fails)
+        self.batches: list[list[int]] = []
+        self.artifacts: list[tuple[str, str]] = []
         self.models: list[Path] = []
         self.status = ""
 
+    def _call(self, kind: str) -> None:
+        if kind in self.fails:
+            self.fails.remove(kind)
+            raise ConnectionError(f"no answer to {kind}")
+
+    @property
+    def steps(self) -> list[int]:
+        return [step for batch in self.batches for step in batch]
+
     def log(self, records: Sequence[Record]) -> None:
-        self.steps += [record["step"] for record in records if record["kind"] == "metrics"]
+        self._call("log")
+        self.batches.append([record["step"] for record in records if record["kind"] == "metrics"])
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        raise AssertionError("no artifact was logged")
+        self._call("artifact")
+        self.artifacts.append((path, folder))
 
     def log_model(self, spool: Path, path: str) -> None:
-        self.models.append(spool / path)
+        self._call("model")
+        self.models.append((spool / path).resolve())
 
     def end(self, status: str, seconds: float) -> None:
+        self._call("end")
         self.status = status
 
     def reopen(self) -> None:
+        self._call("reopen")
         self.status = "RUNNING"
 
 
@@ -46,11 +63,18 @@ class Reader(JournalReader):
         return self.kept
 
 
-def read(spool: Path, kept: Kept) -> None:
-    reader = Reader(spool, place="here", target="")
-    reader.kept = kept  # type: ignore[misc]
-    reader.start()
-    assert reader.close(TIMEOUT), reader.last_error
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_CLOSING_BACKOFF_SECONDS", 0.01)
+
+
+def read(spool: Path, kept: Kept) -> str | None:
+    """Send everything; return the last error."""
+    own = Reader(spool, place="here", target="")
+    own.kept = kept  # type: ignore[misc]
+    own.start()
+    assert own.close(TIMEOUT), own.last_error
+    return own.last_error
 
 
 def test_reader_of_several_sessions_sends_every_record_once(tmp_path: Path) -> None:
@@ -61,6 +85,67 @@ def test_reader_of_several_sessions_sends_every_record_once(tmp_path: Path) -> N
         journal.finish("FINISHED")
         read(tmp_path, kept)
     assert (kept.steps, kept.status) == ([0, 1, 2, 3, 4, 5], "FINISHED")
+
+
+def test_reader_after_errors_sends_artifacts_models_and_the_end_once(tmp_path: Path) -> None:
+    kept, journal = Kept("log", "artifact", "model", "end"), Journal(tmp_path / "journal" / "a.jsonl")
+    journal.metrics({"loss": 1.0}, 0)
+    for name in ("b.png", "a.png", "b.png"):
+        journal.artifact(tmp_path / name, "plots")
+    for _ in range(2):
+        journal.model(tmp_path)
+    journal.finish("FAILED")
+    for _ in range(2):
+        assert read(tmp_path / "journal", kept) is None
+    assert kept.fails == []
+    assert (kept.batches, kept.artifacts) == ([[0]], [("../b.png", "plots"), ("../a.png", "plots")])
+    assert (kept.models, kept.status) == ([tmp_path.resolve()], "FAILED")
+
+
+def test_reader_of_an_artifact_that_waits_since_an_earlier_session_sends_it_once(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(tmp_path / "journal" / "a.jsonl")
+    waiting = Delivered(target="", artifacts=[("../report.html", "")], models=[".."])
+    waiting.save(tmp_path / "journal" / "delivered-kept.json")
+    journal.artifact(tmp_path / "report.html")
+    journal.model(tmp_path)
+    read(tmp_path / "journal", kept)
+    assert (kept.artifacts, kept.models) == ([("../report.html", "")], [tmp_path.resolve()])
+
+
+def test_reader_of_a_run_that_goes_on_reopens_it_once_and_of_another_journals_records_does_not(tmp_path: Path) -> None:
+    kept, driver, worker = Kept(), *(Journal(tmp_path / f"{name}.jsonl") for name in "ab")
+    driver.finish("FINISHED")
+    worker.metrics({"loss": 1.0}, 0)
+    read(tmp_path, kept)
+    assert kept.status == "FINISHED"
+    driver.metrics({"epoch": 1.0}, 1)
+    kept.fails.append("reopen")
+    read(tmp_path, kept)
+    assert (kept.status, kept.steps, kept.fails) == ("RUNNING", [0, 1], [])
+    driver.finish("KILLED")
+    read(tmp_path, kept)
+    assert kept.status == "KILLED"
+
+
+def test_reader_of_many_metrics_sends_whole_records_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_METRICS", 4)
+    kept, journal = Kept(), Journal(tmp_path / "a.jsonl")
+    for step, count in enumerate((2, 2, 1, 9, 4, 3)):
+        journal.metrics({f"m{number}": 1.0 for number in range(count)}, step)
+    read(tmp_path, kept)
+    assert kept.batches == [[0, 1], [2], [3], [4], [5]]
+
+
+def test_reader_of_a_corrupt_line_sends_the_rest_and_keeps_the_error(tmp_path: Path) -> None:
+    kept, journal = Kept("artifact"), Journal(tmp_path / "a.jsonl")
+    journal.metrics({"loss": 1.0}, 0)
+    with journal.path.open("ab") as file:
+        file.write(b"smashed\n")
+    journal.metrics({"loss": 1.0}, 1)
+    journal.artifact(tmp_path / "x")
+    end = journal.path.read_bytes().index(b"smashed") + len(b"smashed\n")
+    assert read(tmp_path, kept) == f"a.jsonl: the line before byte {end} is not a record, skipped"
+    assert (kept.steps, len(kept.artifacts)) == ([0, 1], 1)
 
 
 def test_reader_of_a_replaced_journal_starts_at_its_beginning(tmp_path: Path) -> None:
