@@ -1,5 +1,6 @@
 """Datasets that are some samples of another one."""
 
+import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, Sample
 from rayface.data.shards.sequential import scan_shard
 from rayface.data.writer import write_dataset
+from rayface.storage import DataError
 from tests.data.scanned_tars import picture
 from tests.data.shard_files import write_tar
 
@@ -145,6 +147,36 @@ def test_selection_without_its_index_is_refused(tmp_path: Path) -> None:
     (out / "index.parquet").unlink()
     with pytest.raises(ValueError, match=r"some: index.parquet is missing, which lists the selected samples"):
         open_dataset(out)
+
+
+def test_write_selected_shard_beside_one_of_other_samples_is_refused(tmp_path: Path) -> None:
+    source, out = make(tmp_path / "all"), tmp_path / "some"
+    out.mkdir()
+    for rows in ([0, 1], [0, 1, 2]):
+        chosen = select(source, np.array(rows))
+        samples = source.index.select(chosen.rows)
+        given = str(out), source.shard_paths(), samples, chosen.labels, 0, ""
+        if len(rows) == 2:
+            write_selected_shard(*given)
+        else:
+            with pytest.raises(DataError, match=r"shard-000000\.tar: has 2 of 3 samples: delete it and run again"):
+                write_selected_shard(*given)
+
+
+def test_selection_written_as_shards_has_the_description_of_its_source_and_digests(tmp_path: Path) -> None:
+    samples = ((f"k{k}", 0, b"\xff\xd8" + bytes([k])) for k in range(3))
+    about = {"image_size": (32, 48), "licence": "CC0", "source": "drawn", "layout": "by_identity"}
+    source, out = write_dataset(tmp_path / "all", samples, name="all", identities=["a"], **about), tmp_path / "some"
+    out.mkdir()
+    chosen = select(source, np.array([0, 2]))
+    given = source.shard_paths(), source.index.select(chosen.rows), chosen.labels
+    scan = write_selected_shard(str(out), *given, 0, "")
+    found = write_shards_manifest(str(out), chosen, [scan], name="some")
+    assert {key: getattr(found.about, key) for key in about} == about
+    assert (found.name, found.about.created_by) == ("some", source.about.created_by)
+    (shard,) = found.shards
+    content = Path(shard.path).read_bytes()
+    assert (shard.num_images, shard.num_bytes, shard.sha256) == (2, len(content), hashlib.sha256(content).hexdigest())
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

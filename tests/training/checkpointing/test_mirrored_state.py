@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rayface.models.row_shard import RowShard
-from rayface.training.checkpointing import mirrored_state
+from rayface.training.checkpointing import mirror, mirrored_state
 from rayface.training.checkpointing.mirror_store import Delivered, MirrorStore, Part, Place, mapped
 from rayface.training.checkpointing.mirrored_state import MirroredState, view
 from rayface.training.checkpointing.progress import Progress
@@ -84,6 +84,22 @@ def test_empty_like_of_a_prefix_has_the_shapes_that_were_mirrored(store):
     found = state.empty_like("backbone.")
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"backbone.w": (3,), "backbone.mean": (1,)}
     assert state.by_name(torch.nn.Linear(1, 1), found) is found
+
+
+def test_empty_like_of_generators_and_counters_has_their_types():
+    tensors = {"rng.0.torch": torch.arange(5, dtype=torch.uint8), "rng.0.count": torch.tensor(3), "w": torch.ones(1)}
+    places, size = mirror._layout(tensors)
+    memory = torch.zeros(size, dtype=torch.uint8)
+    for name, tensor in tensors.items():
+        view(memory, places[name]).copy_(tensor)
+    part = Part(step=1, workers=1, progress=json.dumps(Progress(step=1).as_dict()), places=places)
+    state = MirroredState({0: (part, memory)}, own=0)
+    found = state.empty_like("rng.")
+    state.load(found)
+    assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in found.items()} == {
+        "rng.0.torch": (torch.uint8, [0, 1, 2, 3, 4]),
+        "rng.0.count": (torch.int64, 3),
+    }
 
 
 def test_part_of_another_node_is_fetched_in_pieces(store, monkeypatch):
