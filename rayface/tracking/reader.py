@@ -83,7 +83,7 @@ class JournalReader(ABC):
         """Return the run of this spool, made if missing."""
 
     def _prepare(self) -> Delivered:
-        """Return the stored state, made to agree with the destination; called once, before the first batch."""
+        """Return the stored state, made to agree with the destination; called before the first batch."""
         return self._load_progress()
 
     def _start_over(self, journals: Sequence[str]) -> None:
@@ -119,13 +119,15 @@ class JournalReader(ABC):
         for name, value in self.environment.items():
             os.environ.setdefault(name, value)
         lock: FileLock | None = None
+        prepared = False
         failures = 0
         while time.monotonic() < self._deadline:
             closing = self._closing.is_set()  # read before the round, which then covers all records before close()
             try:
-                if lock is None:
-                    lock = hold_lock(self.folder / f"delivery{self.suffix}.lock")
+                lock = lock or hold_lock(self.folder / f"delivery{self.suffix}.lock")
+                if not prepared:
                     self._progress = self._prepare()  # another process may have sent more meanwhile
+                    prepared = True
                 complete = self._round()
                 failures = 0
                 self.last_error = self._lasting_error

@@ -102,6 +102,31 @@ def test_reader_after_errors_sends_artifacts_models_and_the_end_once(tmp_path: P
     assert (kept.models, kept.status) == ([tmp_path.resolve()], "FAILED")
 
 
+def test_reader_whose_preparation_fails_prepares_again(tmp_path: Path) -> None:
+    """Else it would begin where it was when it was made, and send again what another process has sent since."""
+    kept, journal = Kept(), Journal(tmp_path / "a.jsonl")
+    journal.metrics({"loss": 1.0}, 0)
+    read(tmp_path, sent := Kept())
+    assert sent.steps == [0]
+    journal.metrics({"loss": 1.0}, 1)
+    state = tmp_path / "delivered-kept.json"
+    stored = state.read_text()
+    state.unlink()
+
+    class Failing(Reader):
+        def _prepare(self) -> Delivered:
+            if not state.exists():
+                state.write_text(stored)
+                raise OSError("stale file handle")
+            return super()._prepare()
+
+    failing = Failing(tmp_path, place="here", target="")
+    failing.kept = kept  # type: ignore[misc]
+    failing.start()
+    assert failing.close(TIMEOUT), failing.last_error
+    assert kept.steps == [1]
+
+
 def test_reader_of_an_artifact_that_waits_since_an_earlier_session_sends_it_once(tmp_path: Path) -> None:
     kept, journal = Kept(), Journal(tmp_path / "journal" / "a.jsonl")
     waiting = Delivered(target="", artifacts=[("../report.html", "")], models=[".."])
