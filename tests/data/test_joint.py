@@ -8,7 +8,7 @@ import pytest
 
 from rayface.data.directory import Part
 from rayface.data.joint import distinct_names, join_descriptions, join_indices, join_parts, joint_digest
-from rayface.data.manifest import Manifest, Parent, ShardEntry
+from rayface.data.manifest import Manifest, Parent, ShardEntry, digest_of
 from rayface.storage import DataError
 
 
@@ -94,3 +94,14 @@ def test_joint_digest_of_other_parts_modes_or_names_differs() -> None:
     apart = ["ann", "bob"], ["cy", "di"]
     assert digest("names", *apart) != digest("separate", *apart)  # of equal label maps
     assert digest(None, ["ann", "bob"]) == digest(None, ["cy", "bob"])  # of one directory, its shards alone
+
+
+def test_joint_digest_of_one_part_is_its_own_unless_its_names_become_one_and_of_several_is_of_all() -> None:
+    one, two = part("/x/a", [0, 1]), part("/x/b", [2, 3])
+    assert joint_digest([one], join_parts([one], None)) == digest_of(one.manifest)
+    for mode in ("labels", "separate"):
+        found = joint_digest([one, two], join_parts([one, two], mode))
+        assert found not in (digest_of(one.manifest), digest_of(two.manifest))
+    twice = part("/x/a", [0, 1], ["\u00e9", "e\u0301"])  # composed and not
+    assert digest_of(twice.manifest) == digest_of(one.manifest)
+    assert joint_digest([twice], join_parts([twice], None)) != digest_of(one.manifest)
