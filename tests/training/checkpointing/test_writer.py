@@ -1,9 +1,11 @@
 """Checkpoints written beside the training: what they hold, who waits for whom, and what an error does."""
 
+import itertools
 import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ import torch.distributed as dist
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint, folders
+from rayface.training.checkpointing import writer as writer_module
 from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.checkpointing.row_copy import RowCopy
-from rayface.training.checkpointing.writer import CheckpointWriter
+from rayface.training.checkpointing.writer import CheckpointWriter, WriteTiming
 from tests.ranks import run_ranks
 
 SAVE = checkpoint.save
@@ -76,6 +79,20 @@ def test_rows_changed_while_others_are_copied_are_saved_as_they_were(tmp_path, m
     got = torch.zeros(NUM_CLASSES, 2)
     checkpoint.load(checkpoint.folder_of(tmp_path, 1), {"head.centers": RowShard.of(got, 0, NUM_CLASSES)})
     assert torch.equal(got, FULL)
+
+
+def test_timing_tells_the_wait_of_training_and_the_work_of_the_thread(tmp_path, held, monkeypatch):
+    ticks = {True: itertools.count(0, 10), False: itertools.count()}  # of the main thread, and of the other
+
+    def perf_counter() -> int:
+        return next(ticks[threading.current_thread() is threading.main_thread()])
+
+    monkeypatch.setattr(writer_module, "time", SimpleNamespace(perf_counter=perf_counter))
+    writer = CheckpointWriter(tmp_path, keep=2)
+    writer.save({"w": torch.ones(3)}, Progress(step=4))
+    held.set()
+    writer.wait()
+    assert writer.timing == WriteTiming(step=4, wait_seconds=10, copy_seconds=1, write_seconds=2)
 
 
 def test_save_during_a_write_waits_and_reuses_its_memory(tmp_path, held):
