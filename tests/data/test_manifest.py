@@ -54,7 +54,11 @@ def test_manifest_written_and_read_back_is_equal_and_leaves_out_empty_prefixes(t
     ("change", "message"),
     [
         ({"num_classes": 0}, r"num_classes: Input should be greater than or equal to 1; run `rayface check"),
+        ({"num_classes": 2**31 + 1}, r"num_classes: Input should be less than or equal to 2147483648"),
+        ({"num_images": -1}, r"num_images: Input should be greater than or equal to 0"),
         ({"shards": [{"path": "a.tar", "num_images": -1, "num_bytes": 1}]}, r"shards.0.num_images: Input should be"),
+        ({"shards": [{"path": "a.tar", "num_images": 1, "num_bytes": -1}]}, r"shards.0.num_bytes: Input should be"),
+        ({"shards": [{"path": "..", "num_images": 1, "num_bytes": 1}]}, r"'\.\.' must be the name of a file"),
         ({"name": None}, r"name: Input should be a valid string"),
         ({"shards": [{"path": "x/a.tar", "num_images": 1, "num_bytes": 1}]}, r"'x/a.tar' must be the name of a file"),
     ],
