@@ -51,7 +51,7 @@ class HeadConfig:
     """Further arguments of the margin, for example {gradient: exact} for arcface or {m1: 1, m2: 0.3, m3: 0.2} for
     combined."""
     sample_rate: Shown[Annotated[float, Field(gt=0, le=1)]] = 1.0
-    """Fraction of the negative classes sampled in each step."""
+    """Fraction of its class centers that a worker uses in each step: those of the batch, and a random sample."""
     center_update: Literal["sparse", "dense"] = "sparse"
     """Update only the sampled class centers (sparse) or all of them (dense)."""
     storage_dtype: Literal["fp32", "bf16"] = "fp32"
