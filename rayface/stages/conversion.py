@@ -32,7 +32,12 @@ Result = TypeVar("Result")
 
 
 def convert_sources(config: Config) -> Dataset:
-    """Convert `convert.source`, one or several, to a dataset in `convert.out`; see `convert`.
+    """Convert `convert.source`, one or several, to a dataset in `convert.out`, and open it.
+
+    Run again after an interruption, it resumes to the same bytes. Faults of the dataset are what was left out.
+
+    Args:
+        config: `convert`, of which convert.to is ignored; also data.join and cluster.
 
     Raises:
         ValueError: bad input, one line.
