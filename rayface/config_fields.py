@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
+from rayface.sqlite_uri import absolute_sqlite_uri
 from rayface.values import Tree, guess, is_null, parse_list, parse_mapping
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -114,14 +115,6 @@ def _absolute_on_disk(path: str) -> str:
     return found
 
 
-def _absolute_database(uri: str) -> str:
-    """Return the URI of a sqlite file with an absolute path; other URIs are unchanged."""
-    scheme = "sqlite:///"
-    if not uri.startswith(scheme) or uri.startswith((f"{scheme}:", f"{scheme}file:")):
-        return uri
-    return scheme + os.path.abspath(os.path.expanduser(uri.removeprefix(scheme)))
-
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -170,7 +163,7 @@ PathText = Annotated[PathLike, AfterValidator(_absolute)]
 DiskPath = Annotated[PathLike, AfterValidator(_absolute_on_disk)]
 """A path on a disk that all nodes share; URIs are refused."""
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_paths)]
-DatabaseUri = Annotated[str, AfterValidator(_absolute_database)]
+DatabaseUri = Annotated[str, AfterValidator(absolute_sqlite_uri)]
 Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_list)]
 Options = Annotated[Tree, BeforeValidator(as_mapping), AfterValidator(_guessed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: _alone(_as_list(v)))]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from rayface.credentials import mask
-from rayface.tracking.server import sqlite_path
+from rayface.sqlite_uri import sqlite_path, sqlite_uri
 from rayface.version import VERSION, commit
 
 _PORT = "http://127.0.0.1:5000"  # where `mlflow ui` serves
@@ -63,7 +63,7 @@ def server_command(uri: str) -> str | None:
         return None
     program = "mlflow" if shutil.which("mlflow") else _shorter(Path(sys.executable).with_name("mlflow"))
     command = f"{program} ui --backend-store-uri"
-    address = shlex.quote(f"sqlite:///{_shorter(file)}")
+    address = shlex.quote(sqlite_uri(_shorter(file)))
     return f"{command} {address}" if len(f"{command} {address}") <= _COLUMNS else f"{command} \\\n  {address}"
 
 

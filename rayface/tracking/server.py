@@ -14,6 +14,7 @@ from rayface.credentials import mask
 from rayface.files import read_json
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
+from rayface.sqlite_uri import absolute_sqlite_uri, sqlite_path
 from rayface.storage import DataError, is_local, local_copy
 from rayface.tracking.journal import Record
 from rayface.tracking.own_files import is_inside, is_own
@@ -49,27 +50,18 @@ class Settings:
     created: float
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a sqlite:/// URI, None for another one."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
-
-
 def checked_uri(uri: str) -> str:
     """Return `uri`; the path of a sqlite file is made absolute.
 
     Raises:
         ValueError: it names a folder, which MLflow no longer supports.
     """
-    path = sqlite_path(uri)
-    if path is None:
-        if uri.partition("://")[0] in _FOLDERS or ("://" not in uri and uri != "databricks"):
-            raise ValueError(
-                f"tracking.uri {mask(uri)!r} must be sqlite:///FILE, http(s)://SERVER or another database: "
-                "MLflow no longer supports folders"
-            )
-        return uri
-    _, mark, options = uri.partition("?")
-    return f"sqlite:///{path.absolute()}{mark}{options}"
+    if uri.partition("://")[0] in _FOLDERS or ("://" not in uri and uri != "databricks"):
+        raise ValueError(
+            f"tracking.uri {mask(uri)!r} must be sqlite:///FILE, http(s)://SERVER or another database: "
+            "MLflow no longer supports folders"
+        )
+    return absolute_sqlite_uri(uri)
 
 
 def make_database_folder(uri: str) -> None:

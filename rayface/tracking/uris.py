@@ -11,8 +11,9 @@ import platformdirs
 from rayface.config import TrackingConfig
 from rayface.credentials import is_masked, mask, unmasked
 from rayface.files import read_json
+from rayface.sqlite_uri import SCHEME, sqlite_path, sqlite_uri
 from rayface.storage import is_lasting
-from rayface.tracking.server import Settings, checked_uri, sqlite_path
+from rayface.tracking.server import Settings, checked_uri
 from rayface.tracking.spool import JOURNAL, SETTINGS
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -38,7 +39,7 @@ def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
     given = os.environ.get(VARIABLE)
     if settings.uri is not None:
         return checked_uri(unmasked(settings.uri, "tracking.uri", given, VARIABLE))
-    return checked_uri(given or _former_database(folder) or f"sqlite:///{_database(folder.absolute())}")
+    return checked_uri(given or _former_database(folder) or sqlite_uri(_database(folder.absolute())))
 
 
 def confirmed_uri(stored: str) -> str:
@@ -113,4 +114,4 @@ def shared_tracking(settings: TrackingConfig, folder: Path) -> TrackingConfig:
         ValueError: MLflow cannot store there.
     """
     uri = tracking_uri(settings, folder)
-    return replace(settings, uri=uri) if uri.startswith("sqlite:///") else settings
+    return replace(settings, uri=uri) if uri.startswith(SCHEME) else settings

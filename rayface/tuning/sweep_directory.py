@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import quote
 
 from rayface import elapsed
 from rayface.config import Config
 from rayface.files import next_numbered_folder, numbered_folders, write_file, write_json, write_text
+from rayface.sqlite_uri import sqlite_uri
 from rayface.storage import AnyPath, DataError, StorageError, path_of
 from rayface.tracking.spool import JOURNAL, READER_FOLDERS
 from rayface.training.run_directory import RunDirectory
@@ -127,7 +127,7 @@ class SweepDirectory(RunStore):
     @property
     def storage(self) -> str:
         """The default Optuna storage, on this machine."""
-        return f"sqlite:///{quote(str(self.working / _STUDY))}"  # SQLAlchemy decodes %20 and ends the path at a ?
+        return sqlite_uri(self.working / _STUDY)
 
     def run(self, number: int) -> RunDirectory:
         """Return the run directory of a trial."""

@@ -11,6 +11,7 @@ import pytest
 
 from rayface.config import TrackingConfig
 from rayface.mlflow_environment import ENVIRONMENT
+from rayface.sqlite_uri import sqlite_uri
 from rayface.tracking import Delivery, Journal, deliver, tracking_uri
 from rayface.tracking.server import Server
 from rayface.tracking.uris import sync_command
@@ -22,7 +23,7 @@ TIMEOUT = 60
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
     """One sqlite store for all tests of this file, in a folder that is not there yet; making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/deep/down/mlflow.db"
+    return sqlite_uri(tmp_path_factory.mktemp("store") / "what?" / "100%20 #1" / "mlflow.db")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rayface.sqlite_uri import sqlite_uri
 from rayface.tracking.origin import job_name, origin, run_link, server_command
 
 
@@ -51,4 +52,5 @@ def test_server_command_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Monk
     assert server_command(f"sqlite:///{tmp_path}/mlflow.db") == f"{command} sqlite:///mlflow.db"
     far = f"sqlite:////{'d' * 60}/mlflow.db"
     assert server_command(far) == f"{command} \\\n  {far}"
+    assert server_command(sqlite_uri(tmp_path / "a?" / "mlflow.db")) == f"{command} {sqlite_uri('a?/mlflow.db')}"
     assert server_command("http://mlflow:5000") is None

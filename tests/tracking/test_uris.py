@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
-from rayface.config import TrackingConfig
+from rayface.config import TrackingConfig, load
 from rayface.files import write_json
 from rayface.tracking.uris import VARIABLE, shared_tracking, tracking_uri
 
@@ -56,6 +57,18 @@ def test_tracking_uri_of_all_jobs_of_a_project_is_one_database(tmp_path: Path, m
     assert {tracking_uri(TrackingConfig(), Path(job)) for job in jobs} == {f"sqlite:///{tmp_path}/mlflow.db"}
     elsewhere = tmp_path.parent / "other" / "run"
     assert tracking_uri(TrackingConfig(), elsewhere) == f"sqlite:///{elsewhere.parent}/mlflow.db"
+
+
+def test_tracking_uri_in_a_folder_with_special_characters_is_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "a%20b?c#d"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    found = tracking_uri(TrackingConfig(), Path("runs/a"))
+    given = load(overrides=["tracking.uri=sqlite:///mlflow.db"]).tracking
+    assert found == tracking_uri(given, Path("runs/a")) == tracking_uri(TrackingConfig(uri=found), Path("runs/a"))
+    assert make_url(found).database == str(project / "mlflow.db")
 
 
 def test_tracking_uri_of_a_project_with_older_stores_keeps_them(
