@@ -30,14 +30,13 @@ from rayface.storage.paths import (
     normalise,
     on_disk,
     refuse_repeated,
-    remember_server,
-    require_known_server,
     require_lasting,
     require_utf8,
     split,
 )
 from rayface.storage.reads import Source, forward_reads, open_binary, read_bytes, windowed
 from rayface.storage.remote_path import AnyPath, RemotePath, path_of, uri_of
+from rayface.storage.servers import record_servers, remember_server, require_known_server, require_known_servers
 from rayface.storage.writes import (
     DAY,
     LARGEST_REMOTE,
@@ -95,10 +94,12 @@ __all__ = [
     "path_of",
     "printable",
     "read_bytes",
+    "record_servers",
     "refuse_repeated",
     "remember_server",
     "rename",
     "require_known_server",
+    "require_known_servers",
     "require_lasting",
     "require_utf8",
     "retried",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from rayface.credentials import mask, openable
+from rayface.credentials import openable
 from rayface.storage.errors import DataError, one_line, printable, retried
+from rayface.storage.servers import remember_server
 
 DISK_RULE = "must be a path on a disk that all nodes share, not a URI: mount the storage"
 _JOB_DIRECTORIES = "/runtime_resources/working_dir_files/"
@@ -36,56 +36,6 @@ def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     opened = pafs.FileSystem.from_uri(uri)
     remember_server(uri)
     return opened
-
-
-_known: set[str] = set()  # servers of the URIs that this process was given or has opened
-_AZURE = re.compile(r"[\w.-]*\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)", re.ASCII)
-
-
-def remember_server(uri: str) -> None:
-    """Note the servers of a path or URI that the user gave: files may name them, see `require_known_server`."""
-    _known.update(_servers(uri))
-
-
-def _servers(uri: str) -> list[str]:
-    """Return the servers, other than those of the provider, that requests with credentials of this URI go to."""
-    kind, _, rest = uri.partition("://")
-    place, _, query = rest.partition("?")
-    options = parse_qs(query)
-    if kind in ("abfs", "abfss"):
-        # As in Arrow: [ACCOUNT@]CONTAINER/PATH, but a decoded host with a dot or a port is a server.
-        host = unquote(re.split("[/#]", place, maxsplit=1)[0].rpartition("@")[2])
-        authorities = [each for name, values in options.items() if name.endswith("authority") for each in values]
-        named = {host, *authorities} if "." in host or ":" in host else set(authorities)
-        return sorted(name for name in named if not _AZURE.fullmatch(name))
-    schemes = options.get("scheme", ["https"])
-    return [_url(endpoint, scheme) for endpoint in options.get("endpoint_override", ()) for scheme in schemes]
-
-
-def _url(endpoint: str, scheme: str) -> str:
-    return (endpoint if "://" in endpoint else f"{scheme}://{endpoint}").rstrip("/")
-
-
-def require_known_server(uri: str, field: str) -> None:
-    """Refuse a URI in a file, which may come from outside, of a server that nobody else has named.
-
-    A server is known if this process was given or has opened a URI of it, or if AWS_ENDPOINT_URL_S3 or
-    AWS_ENDPOINT_URL names it.
-
-    Raises:
-        DataError: one line that starts with `field`.
-    """
-    variable = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    named = urlsplit(_url(variable, "https"))
-    unknown = [name for name in _servers(uri) if name not in {*_known, f"{named.scheme}://{named.netloc}"}]
-    if unknown:
-        remedy = "store the selection on that server too, and open it from there"
-        if uri.startswith("s3://"):
-            remedy = "set AWS_ENDPOINT_URL_S3 to it"
-        raise DataError(
-            f"{field}: {mask(uri)}: {mask(unknown[0])!r}: must be a server that you name, since it gets your "
-            f"credentials: if you trust it, {remedy}"
-        )
 
 
 # Opening an S3 filesystem requests the bucket's region: cache it per bucket.

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from rayface.config import Config
 from rayface.credentials import masked
 from rayface.data.dataset import Dataset
 from rayface.files import next_numbered_folder, numbered_folders
-from rayface.storage import DataError, path_of, require_lasting
+from rayface.storage import DataError, path_of, record_servers, require_known_servers, require_lasting
 from rayface.tracking.uris import check_stored_uri
 from rayface.training.run_directory import RunDirectory
 
@@ -39,8 +39,11 @@ def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, 
     else:
         run = newest_unfinished(given.name if preset or file else None)
         logger.info("resuming %s", run)
+    record_servers(configs.flat(given))
     base = run.read_config() if preset is None and file is None else given
+    base = replace(base, cluster=given.cluster)  # what is stored names none, unless it is from outside
     resumed = configs.with_overrides(base, [*overrides, f"train.output={run}"])
+    require_known_servers(configs.flat(resumed), run)
     if given.tracking.uri is None:
         check_stored_uri(resumed.tracking, run)
     return resumed
@@ -109,6 +112,8 @@ def exclusive_run_directory(config: Config, resume: bool) -> Iterator[RunDirecto
         ValueError: one line; also if another driver owns it.
     """
     check_output(config, resume)
+    if not resume:
+        record_servers(configs.flat(config))
     path = _make_numbered(config.name) if config.train.output is None else path_of(config.train.output).absolute()
     run = RunDirectory(path)
     with run.exclusive():

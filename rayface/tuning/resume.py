@@ -12,7 +12,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import mask, masked
 from rayface.files import read_json, write_json, write_text
-from rayface.storage import AnyPath, local_copy, normalise, path_of, uri_of
+from rayface.storage import AnyPath, local_copy, normalise, path_of, record_servers, require_known_servers, uri_of
 from rayface.tracking.uris import check_stored_uri
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
@@ -32,6 +32,7 @@ def remember(
     folder: AnyPath, file: Path, overrides: Sequence[str], preset: str | None, resolved: tuple[Spec, Config]
 ) -> None:
     """Store the file, overrides and preset that a sweep is started with, and what they resolve to."""
+    record_servers(specs.flat(*resolved))
     command = {"overrides": list(overrides), "preset": preset, "resolved": specs.flat(*resolved)}
     write_json(folder / _COMMAND, command)
     text = file.read_text(encoding="utf-8-sig")
@@ -60,10 +61,17 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     new = [text for text in overrides if not {text, mask(text)} & {*started["overrides"]}]
     specs.check_resumable(new)
     named = _names_server(file, overrides, folder)
+    record_servers([text.partition("=")[2] for text in overrides])
+    if not _is_own_copy(file, folder):
+        record_servers(read_yaml(file))
     overrides = [text for text in overrides if text in new or _is_not_stored(text)]
     spec, base = specs.load(local_copy(uri_of(folder / SPEC)), overrides)
+    # The stored sweep has no credentials and no Ray session, the file may have.
+    session = [text for text in overrides if text.startswith(_SESSION)]
+    base = configs.with_overrides(replace(base, cluster=Config().cluster), session)
     if resolved := started.get("resolved"):  # not of a sweep of an older rayface
         _refuse_fixed(folder / SPEC, _edited(resolved, masked(specs.flat(spec, base))))
+    require_known_servers(specs.flat(spec, base), folder)
     if not named:
         check_stored_uri(base.tracking, folder)
     if _is_own_copy(file, folder):
@@ -78,8 +86,6 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     edited = _differing(then, masked(specs.flat(now, now_base)))
     flat = configs.flat(base)
     secret = {key: value for key, value in configs.flat(now_base).items() if value != flat[key] == masked(value)}
-    # The stored sweep has no credentials and no Ray session, the file may have.
-    session = [text for text in overrides if text.startswith(_SESSION)]
     base = configs.with_overrides(replace(base, cluster=now_base.cluster), session)
     base = configs.with_overrides(base, secret)
     _refuse_fixed(file, edited)

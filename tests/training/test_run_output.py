@@ -84,6 +84,38 @@ def test_resolve_of_a_run_whose_config_alone_names_a_server_keeps_the_credential
         resolve(None, None, keys, resume=True)
 
 
+def test_resolve_of_a_run_whose_config_alone_names_a_store_keeps_the_credentials_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(machine: str) -> None:
+        monkeypatch.setattr("rayface.storage.servers._known", set())
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / machine))
+
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    keys = [f"train.output={tmp_path / 'run'}"]
+    uris = ["s3://b/set?endpoint_override=evil:9&scheme=http", "gs://b/pairs.csv?endpoint_override=evil:9"]
+    named = [f"data.train=[s3://b/set,{uris[0]}]", f"evaluate.pairs={uris[1]}"]
+    config = configs.load("debug", overrides=[*keys, *named, "cluster.address=ray://evil:10001"])
+    forget("mine")
+    with exclusive_run_directory(config, resume=False):  # of this user's own command
+        configs.dump(config, tmp_path / "run" / "config.yaml", groups=("data", "evaluate", "train", "cluster"))
+    forget("mine")
+    resumed = resolve(None, None, keys, resume=True)
+    assert (resumed.data.train[1], resumed.evaluate.pairs, resumed.cluster.address) == (*uris, None)
+    for given in (named[1:], []):
+        forget(f"other{len(given)}")
+        with pytest.raises(
+            ValueError, match=r"^data\.train: s3://b/set\?endpoint_override=evil:9.* give data\.train again"
+        ):
+            resolve(None, None, [*keys, *given], resume=True)
+    with pytest.raises(ValueError, match=r"^evaluate\.pairs: gs://.* 'https://evil:9': must be a server that you name"):
+        resolve(None, None, [*keys, "data.train=mine"], resume="auto")
+    resolve(None, None, [*keys, *named], resume=True)
+    forget("other0")  # where the command before was given
+    assert resolve(None, None, keys, resume=True) == resumed
+
+
 def test_output_in_the_working_directory_of_a_ray_job_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,31 @@ def test_resume_of_a_sweep_that_alone_names_a_server_keeps_the_credentials_from_
     assert resume_sweep(file, [f"sweep.output={folder}"], None)[1].tracking.uri == "http://evil:5000"
 
 
+def test_resume_of_a_sweep_that_alone_names_a_store_keeps_the_credentials_from_it(tmp_path, monkeypatch):
+    def forget(machine):
+        monkeypatch.setattr("rayface.storage.servers._known", set())
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / machine))
+
+    sets = "[s3://b/a, 's3://b/b?endpoint_override=evil:9']"
+    file, folder = tmp_path / "try.yaml", tmp_path / "sweep"
+    file.write_text(TEXT.replace("search:", f"search:\n  data.train: {sets}"))
+    folder.mkdir()
+    resolved = specs.load(file, [])
+    forget("mine")
+    remember(folder, file, [], None, resolved)
+    specs.dump(*resolved, folder / SPEC)
+    text = (folder / SPEC).read_text().replace("\nconfig:", "\nconfig:\n  cluster: {address: 'ray://evil:10001'}")
+    (folder / SPEC).write_text(text)
+    forget("mine")
+    assert resume_sweep(folder / SPEC, [], None)[1].cluster.address is None
+    forget("other")
+    with pytest.raises(
+        ValueError, match=r"^search\.data\.train: s3://b/b.* 'https://evil:9': must be a server that you"
+    ):
+        resume_sweep(folder / SPEC, [], None)
+    resume_sweep(file, [f"sweep.output={folder}"], None)
+
+
 def test_resume_with_another_preset_raises_one_line(sweep):
     with pytest.raises(ValueError, match=r"backbone\.embedding_size 256 \(was 64\).*must not change on a resume"):
         sweep({}, preset="mini")
