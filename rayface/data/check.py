@@ -23,12 +23,12 @@ from rayface.data.manifest import (
     IDENTITIES,
     INDEX,
     MANIFEST,
-    RECOUNT,
     Manifest,
     manifest_of_scan,
     read_identities,
     read_manifest,
     read_parquet,
+    recount,
 )
 from rayface.data.shards.members import parse_name
 from rayface.data.shards.samples import Fault, ShardRows
@@ -198,7 +198,7 @@ def _compare_with_index(root: str, manifest: Manifest, names: list[str], scans: 
     places = ShardRows(table["shard"].to_numpy(), len(manifest.shards))
     faults = []
     if (key := shared_key(scanned)) is not None:
-        reason = f"key {key!r} is of several samples; {RECOUNT.format(root)}"
+        reason = f"key {key!r} is of several samples; {recount(root)}"
         faults.append(Fault(shard=path, member=None, offset=0, reason=reason, num_lost=0, kind="duplicate key"))
     for (number, entry), scan in zip(present, scanned, strict=True):
         rows = _rows_at(table, places[number])

@@ -22,7 +22,7 @@ from rayface.data.index import count
 from rayface.data.joint import distinct_names, join_descriptions, join_indices, join_parts, joint_digest
 from rayface.data.keys import find_keys, key_hashes, prefixed, read_keys, repeated_key
 from rayface.data.label_join import Join
-from rayface.data.manifest import RECOUNT, Description
+from rayface.data.manifest import Description, recount
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.storage import DataError, join, normalise, refuse_repeated, remember_server
 
@@ -213,7 +213,7 @@ class Dataset:
             return ("",) * len(self.roots)
         for root, file, own in zip(self.roots, self.key_files, hashes, strict=True):
             if (key := repeated_key(own, file.batches())) is not None:
-                raise DataError(f"{root}: key {key!r} is of several samples in the index; {RECOUNT.format(root)}")
+                raise DataError(f"{root}: key {key!r} is of several samples in the index; {recount(root)}")
         return tuple(f"{name}/" for name in distinct_names(self.roots))
 
 

@@ -31,12 +31,12 @@ from rayface.data.manifest import (
     IDENTITIES,
     INDEX,
     MANIFEST,
-    RECOUNT,
     UNFINISHED,
     Manifest,
     ShardEntry,
     read_identities,
     read_manifest,
+    recount,
 )
 from rayface.data.scan_cache import load_scan, scan_key, store_scan
 from rayface.data.shards.members import LABEL_SUFFIXES
@@ -124,12 +124,12 @@ def _indexed(root: str, files: list[FileInfo], manifest: Manifest) -> Part:
             path, len(manifest.shards), num_rows, source_label=manifest.selection is not None
         )
     except DataError as error:
-        raise DataError(f"{error}; {RECOUNT.format(root)}") from None
+        raise DataError(f"{error}; {recount(root)}") from None
     if counts.tolist() != [entry.num_images for entry in manifest.shards]:
-        raise DataError(f"{path}: sample counts differ from those in {MANIFEST}; {RECOUNT.format(root)}")
+        raise DataError(f"{path}: sample counts differ from those in {MANIFEST}; {recount(root)}")
     if (row := first_outside(columns, [entry.num_bytes for entry in manifest.shards])) is not None:
         where = {name: int(column[row]) for name, column in columns.items()}
-        raise DataError(f"{path}: row {row} is outside of its shard ({where}); {RECOUNT.format(root)}")
+        raise DataError(f"{path}: row {row} is outside of its shard ({where}); {recount(root)}")
     part = Part(root, manifest, columns, path)
     kept = _compare_with_files(part, {file.name: file for file in files})
     kept &= _labels_in_range(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 from collections import deque
 from collections.abc import Sequence
 
@@ -141,4 +142,4 @@ def _reason(name: str) -> str:
 
 
 def _remedy(root: str) -> str:
-    return f"make one dataset of all: `rayface convert --from webdataset {root} OUT`, or move it elsewhere"
+    return f"make one dataset of all: `rayface convert --from webdataset {shlex.quote(root)} OUT`, or move it elsewhere"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +24,6 @@ INDEX = "index.parquet"
 IDENTITIES = "identities.parquet"
 PAIRS = "pairs.csv"  # verification pairs of the images, for `rayface evaluate --pairs`
 UNFINISHED = ".unfinished"  # exists in a folder while the dataset is written
-
-RECOUNT = "run `rayface check --write-manifest {}` to recount the shards"
 
 
 class ShardEntry(BaseModel):
@@ -90,6 +89,11 @@ class Manifest(BaseModel):
         return (json.dumps(masked(fields), indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def recount(root: str) -> str:
+    """Return the remedy for a dataset.json that is wrong."""
+    return f"run `rayface check --write-manifest {shlex.quote(root)}` to recount the shards"
+
+
 def read_manifest(root: str) -> Manifest:
     """Read and validate dataset.json; DataError names the first field that is wrong."""
     path = join(root, MANIFEST)
@@ -98,7 +102,7 @@ def read_manifest(root: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise DataError(f"{path}: {where}: {first['msg']}; {RECOUNT.format(root)}") from None
+        raise DataError(f"{path}: {where}: {first['msg']}; {recount(root)}") from None
     for entry in manifest.shards:
         if manifest.selection is not None:
             require_known_server(entry.path, f"{path}: shards")

@@ -1,6 +1,7 @@
 """Save and load models: safetensors with a description, ONNX, and published checkpoints."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,10 +222,10 @@ def _weights_in(folder: Path) -> Path:
         return weights
     if not (folder / CONFIG).is_file():
         raise ValueError(f"model {folder}: this folder has no {WEIGHTS}: must be a {_MODELS}")
-    export = f", or write the model of a checkpoint: `rayface checkpoint export {folder} --out DIR`"
+    export = f", or write the model of a checkpoint: `rayface checkpoint export {shlex.quote(str(folder))} --out DIR`"
     raise ValueError(
         f"model {folder}: is an unfinished run, it has no {WEIGHTS} yet: resume it with "
-        f"`rayface train --resume train.output={folder}`{export if all_in(folder) else ''}"
+        f"`rayface train --resume {shlex.quote(f'train.output={folder}')}`{export if all_in(folder) else ''}"
     )
 
 

@@ -1,6 +1,7 @@
 """TensorBoard: the journals of a job as one event file, which holds every record once, also after a crash."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class TensorBoard(JournalReader):
     @property
     def hint(self) -> str:
         """The command that shows the file."""
-        return f"tensorboard --logdir {mask(os.path.relpath(self.file.parent))}"
+        return f"tensorboard --logdir {shlex.quote(mask(os.path.relpath(self.file.parent)))}"
 
     def _prepare(self) -> Delivered:
         state = self._load_progress()

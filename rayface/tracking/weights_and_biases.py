@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ class WeightsAndBiases(JournalReader):
     @property
     def hint(self) -> str:
         """The command that uploads the run."""
-        return f"wandb sync {mask(os.path.relpath(self.root / FOLDER))}/offline-run-*-{self._progress.run_id}"
+        folder = shlex.quote(mask(os.path.relpath(self.root / FOLDER)))
+        return f"wandb sync {folder}/offline-run-*-{self._progress.run_id}"
 
     def _prepare(self) -> Delivered:
         state = self._load_progress()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
     """
     tree = read_yaml(file)
     if "stages" in tree:
-        raise ValueError(f"{file}: is an experiment, not a sweep: run it with `rayface run {file}`")
+        raise ValueError(f"{file}: is an experiment, not a sweep: run it with `rayface run {shlex.quote(str(file))}`")
     # The groups of the prune stage may also stand at the top level, beside `config`.
     stages = {group: tree.pop(group) or {} for group in _STAGES if group in tree}
     spec = _build(tree, file)

@@ -64,6 +64,10 @@ def test_load_model_of_a_folder_without_weights_says_what_is_missing(tmp_path):
     (tmp_path / "checkpoints/step_00000002/progress.json").touch()
     with pytest.raises(ValueError, match=r"or write .*`rayface checkpoint export .* --out DIR`$"):
         load_model(tmp_path)
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "config.yaml").touch()
+    with pytest.raises(ValueError, match=rf"--resume 'train.output={tmp_path}/a run'`$"):
+        load_model(tmp_path / "a run")
 
 
 def test_save_model_of_a_net_in_training_and_channels_last_leaves_it_as_it_was(tmp_path, backbone, run):

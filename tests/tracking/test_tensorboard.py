@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from rayface.tracking import Journal
 from rayface.tracking.tensorboard import TensorBoard
+from rayface.tracking.weights_and_biases import WeightsAndBiases
 
 TIMEOUT = 60
 
@@ -111,6 +112,15 @@ def test_tensorboard_after_a_failed_write_has_every_record_once(spool: Path, mon
     monkeypatch.setattr(os, "fsync", fsync)
     assert scalars(write(spool).file) == wanted(10)
     assert not failures
+
+
+def test_hint_of_a_folder_with_a_space_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spool = tmp_path / "a run" / "journal"
+    spool.mkdir(parents=True)
+    assert TensorBoard(spool).hint == "tensorboard --logdir 'a run/tensorboard'"
+    wandb = WeightsAndBiases(spool, project="p", name="n").hint
+    assert wandb.startswith("wandb sync 'a run/wandb'/offline-run-*-")
 
 
 def test_tensorboard_whose_file_is_a_symbolic_link_leaves_its_target_unchanged(spool: Path, tmp_path: Path) -> None:
