@@ -176,6 +176,13 @@ def test_load_of_a_file_by_text_path_or_uri_is_the_same(tmp_path, object_store):
         assert config.load("mini", given).optim.lr == 0.25
 
 
+def test_load_of_a_key_like_no_other_names_the_groups_and_the_page_of_keys():
+    with pytest.raises(ValueError, match=r"^xyz: is not a config key: .* data, backbone, .*: see docs/\S+$") as refused:
+        config.load(overrides=["xyz=1"])
+    page = Path(__file__).parents[1] / str(refused.value).rpartition(" ")[2]
+    assert "[Config keys](../rayface/config)" in page.read_text()
+
+
 def test_load_of_a_file_in_a_store_masks_its_credentials(tmp_path, monkeypatch):
     (tmp_path / "my.yaml").write_text("train: {epocs: 3}")
     monkeypatch.setattr(config.loading, "local_copy", lambda file: tmp_path / "my.yaml")

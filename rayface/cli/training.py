@@ -53,7 +53,7 @@ Published = Annotated[
 
 @app.command(
     epilog=f"Presets: {', '.join(PRESETS)}. Example: rayface train --preset mini data.train=faces/ train.epochs=5. "
-    "All config keys: site/reference/config.html, built by `make docs`."
+    "All config keys: see docs/configuration.md."
 )
 def train(
     overrides: Overrides = None,

@@ -108,6 +108,7 @@ def _check_known(path: str, source: str) -> None:
     last = path.rpartition(".")[2]
     namesakes = [key for key in known if key.rpartition(".")[2] == last]  # in another section
     near = difflib.get_close_matches(path, namesakes or known, n=1, cutoff=0.0 if namesakes else 0.5)
-    hint = f": did you mean {near[0]}?" if near else ": see the keys in rayface/config/"
+    groups = f": keys are GROUP.KEY, of the groups {', '.join(GROUPS)}: see docs/configuration.md"
+    hint = f": did you mean {near[0]}?" if near else groups
     where = f" (in {source})" if source else ""
     raise ValueError(f"{path}: is not a config key{where}{hint}")
