@@ -26,10 +26,10 @@ _PERMANENT = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errn
 _REFUSED = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_ACCESS_KEY|"
     r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|ExpiredToken|HTTP status 301|"
-    r"PermanentRedirect|QuotaExceeded|InsufficientStorage|StorageFull"
+    r"PermanentRedirect|QuotaExceeded|InsufficientStorage|StorageFull|Bucket '[^']*' not found"
 )
 _REMEDIES = (
-    (r"NO_SUCH_BUCKET", "create the bucket, or correct its name"),
+    (r"NO_SUCH_BUCKET|Bucket '[^']*' not found", "create the bucket, or correct its name"),
     (r"EXPIRED_TOKEN|ExpiredToken", "renew the credentials"),
     (r"ACCESS_DENIED|PERMISSION_DENIED", "the credentials need the right to read, write, list and delete there"),
     (r"HTTP status 301|PermanentRedirect", "name the region of the bucket: ?region=REGION"),

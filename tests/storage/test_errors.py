@@ -170,6 +170,7 @@ def test_open_embeddings_with_unreadable_files_reports_no_damage(
     ("reason", "remedy"),
     [
         ("AWS Error NO_SUCH_BUCKET during PutObject operation", "create the bucket"),
+        ("Bucket 'faces' not found. To create buckets, enable the allow_bucket_creation option.", "create the bucket"),
         ("AWS Error UNKNOWN (HTTP status 400) during PutObject operation: ExpiredToken", "renew the credentials"),
         ("AWS Error ACCESS_DENIED during HeadObject operation", "the right to read, write, list and delete"),
         ("AWS Error UNKNOWN (HTTP status 301) during HeadObject operation", r"the region of the bucket: \?region="),

@@ -47,7 +47,7 @@ class _Part(NamedTuple):
 class RecSource(DatasetSource):
     """A .rec file, or all of a folder, which are one label space; a part is 128 MiB of a file.
 
-    Every record with content behind its header is an image; records without are InsightFace's tables of identities.
+    Every record is an image, apart from InsightFace's tables of identities: several labels without an image.
     The .idx is only compared with the size of its .rec. Names of identities are the folders of images in the .lst.
     """
 
@@ -89,7 +89,7 @@ class RecSource(DatasetSource):
                     continue
                 try:
                     header = image_record(record.head, record.num_bytes)
-                    is_table = header.start == record.num_bytes
+                    is_table = header.start == record.num_bytes and header.num_labels > 0
                     last = header if not is_table or record.offset == 0 else None
                     if is_table:
                         continue

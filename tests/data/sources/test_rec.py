@@ -69,6 +69,13 @@ def test_rec_with_arrays_of_labels_takes_the_first_as_the_identity(tmp_path: Pat
     assert (found, faults) == (WANTED, [])
 
 
+def test_rec_record_without_an_image_is_named_and_no_table_of_identities(tmp_path: Path) -> None:
+    contents = [image_content(0, 1, jpeg(1)), image_content(0, 2, b""), image_content(0, 3, jpeg(3))]
+    dataset = convert(RecSource(save(tmp_path / "faces", records(contents))), tmp_path / "out")
+    assert dataset.keys() == ["000000001", "000000003"]
+    assert [(fault.member, fault.reason, fault.num_lost) for fault in dataset.faults] == [("record 2", "no bytes", 1)]
+
+
 @pytest.mark.parametrize("pad", range(4))
 def test_rec_with_the_magic_number_in_an_image_joins_the_parts(tmp_path: Path, pad: int) -> None:
     magic = struct.pack("<I", MAGIC)
