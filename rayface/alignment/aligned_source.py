@@ -12,6 +12,7 @@ import pyarrow as pa
 import simplejpeg
 
 from rayface.alignment.detector import Detector, Face
+from rayface.data.dataset import Dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
@@ -62,6 +63,7 @@ class AlignedSource(DatasetSource):
         self._photographs, self._make = photographs, make_detector
         self.expects = f"photographs: {photographs.kind} needs {photographs.expects}"
         self.reads_forward = photographs.reads_forward
+        self.beside = photographs.beside
 
     @property
     def title(self) -> str:
@@ -91,6 +93,9 @@ class AlignedSource(DatasetSource):
 
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
         return self._photographs.identity_names(labels)
+
+    def write_beside(self, dataset: Dataset) -> None:
+        self._photographs.write_beside(dataset)
 
     def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:
         return self._photographs.unique_keys(keys)

@@ -32,7 +32,7 @@ from rayface.data.keys import key_hashes, read_keys, repeated_key
 from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest
 from rayface.data.shards.samples import Fault
 from rayface.data.shards.scan import INDEX_SCHEMA
-from rayface.data.sources.base import DatasetSource
+from rayface.data.sources.base import DatasetSource, write_beside
 from rayface.data.sources.faults import FaultLog
 from rayface.data.writer import identities_file
 from rayface.files import LOCK, read_json, write_json
@@ -107,8 +107,7 @@ def convert(
         work.delete()
         delete(join(target, UNFINISHED))
         dataset = dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
-        if len(sources) == 1:  # keys of several are prefixed
-            sources[0].write_beside(dataset)
+        write_beside(sources, dataset)
         delete(join(target, JOB))
         return dataset
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +14,10 @@ from rayface.data.convert import ConvertSettings, convert
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
+from rayface.data.sources.bin import BinSource
 from rayface.data.sources.folder import FolderSource
 from tests.alignment.photographs import SCALE, face, knows_the_face, photograph, save
+from tests.data.sources.bin_files import bin_file
 
 
 @pytest.fixture
@@ -43,6 +46,16 @@ def test_align_writes_the_largest_face_of_every_photograph(people: Path, tmp_pat
         assert np.abs(pixels[8:-8, 8:-8] - wanted[8:-8, 8:-8]).mean() < 3
     assert dataset.about.source == "faces of folder people"
     assert check(tmp_path / "out", deep=True).ok
+
+
+def test_align_of_a_test_set_writes_its_pairs(tmp_path: Path) -> None:
+    images = [cv2.imencode(".png", photograph(n))[1].tobytes() for n in range(4)]
+    (tmp_path / "lfw.bin").write_bytes(bin_file(images, [True, False]))
+    source = AlignedSource(BinSource(tmp_path / "lfw.bin"), AlignedSettings(), lambda: knows_the_face)
+    dataset = convert(source, tmp_path / "out")
+    assert sorted(dataset.keys()) == ["000000", "000001", "000002", "000003"]
+    rows = (tmp_path / "out" / "pairs.csv").read_text().splitlines()[1:]
+    assert rows == ["000000.jpg,000001.jpg,1,0", "000002.jpg,000003.jpg,0,1"]
 
 
 def test_align_lists_photographs_without_a_face_and_measures_of_the_others(people: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from rayface.data.shards.samples import Fault
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.keys import keys_with_part
 from rayface.storage import normalise, printable, split
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ class DatasetSource(ABC):
         expects: required content, for the message if there is no image.
         decodes_listed: `list_images` decodes every image and skips those that it cannot decode.
         reads_forward: `read` of rows in the middle of a part also reads all rows before them.
+        beside: name of the file that `write_beside` writes, if any.
         measures: names of the values that `read` gives for every image; they are written into measures.parquet.
         root: absolute path or URI of the source.
     """
@@ -99,6 +103,7 @@ class DatasetSource(ABC):
     expects: str = "images with an identity each"
     decodes_listed: ClassVar[bool] = False
     reads_forward: bool = False
+    beside: str | None = None
     measures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
@@ -161,3 +166,13 @@ class DatasetSource(ABC):
         Keys are relative paths without dots, and differ from each other.
         """
         return keys_with_part(self.parts(), keys)
+
+
+def write_beside(sources: Sequence[DatasetSource], dataset: Dataset) -> None:
+    """Write the files of `DatasetSource.write_beside`; of several sources none, as their keys have prefixes."""
+    if len(sources) == 1:
+        sources[0].write_beside(dataset)
+        return
+    for source in sources:
+        if source.beside:
+            logger.warning("%s: its %s is not written: convert the source alone to get it", source.root, source.beside)

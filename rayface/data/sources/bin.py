@@ -10,12 +10,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayface.data.dataset import Dataset
+from rayface.data.manifest import PAIRS
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.bin_file import BinFile, open_bin
 from rayface.data.sources.first_image import size_of_first
 from rayface.data.sources.pairs_csv import write_pairs_csv
 from rayface.data.sources.pickle_values import PickleError
+from rayface.storage import split
 
 
 class BinSource(DatasetSource):
@@ -26,6 +28,7 @@ class BinSource(DatasetSource):
 
     kind = "bin"
     expects = "a .bin file of InsightFace"
+    beside = PAIRS
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         super().__init__(src, settings)
@@ -44,9 +47,10 @@ class BinSource(DatasetSource):
         a, b = self._first[0::2], self._first[1::2]
         persons = _persons(a[file.is_same], b[file.is_same], len(self._first))
         number = np.unique(self._first)
+        name = split(self.root)[1].partition("?")[0].removesuffix(".bin")  # persons of two files are not the same
         columns = {
             "key": [_key(first) for first in number.tolist()],
-            "identity": [f"person-{_key(person)}" for person in persons[number].tolist()],
+            "identity": [f"{name}-{_key(person)}" for person in persons[number].tolist()],
             "number": number,
         }
         images = pa.table(columns)

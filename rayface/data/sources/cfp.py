@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from rayface.data.dataset import Dataset
+from rayface.data.manifest import PAIRS
 from rayface.data.sources.base import SourceSettings
 from rayface.data.sources.folder import FolderSettings, FolderSource, key_of
 from rayface.data.sources.pairs_csv import write_pairs_csv
@@ -37,6 +38,7 @@ class CfpSource(FolderSource):
     kind = "cfp"
     settings_class = CfpSettings
     expects = "the folder of CFP with Data/Images and Protocol"
+    beside = PAIRS
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         self._home = str(on_disk(normalise(src), "convert.source"))

@@ -74,6 +74,19 @@ def test_bin_with_an_unreadable_image_loses_its_pairs_by_name(
     assert (tmp_path / "out" / "pairs.csv").read_text().count("\n") == 28
 
 
+def test_bins_as_one_dataset_share_no_person_and_name_the_pairs_that_are_not_written(
+    tmp_path: Path, messages: Callable[[], list[str]]
+) -> None:
+    paths = [tmp_path / "lfw.bin", tmp_path / "agedb.bin"]
+    for path, image in zip(paths, (C, D), strict=True):
+        path.write_bytes(bin_file([A, B, A, image], [True, False]))
+    dataset = convert([BinSource(path) for path in paths], tmp_path / "out")
+    assert dataset.identities == ("lfw-000000", "lfw-000003", "agedb-000000", "agedb-000003")
+    assert not (tmp_path / "out" / "pairs.csv").exists()
+    text = "its pairs.csv is not written: convert the source alone to get it"
+    assert [line for line in messages() if "pairs" in line] == [f"{path}: {text}" for path in paths]
+
+
 def test_bin_that_is_hostile_is_refused_by_name_and_runs_nothing(tmp_path: Path) -> None:
     proof, src = tmp_path / "proof", tmp_path / "lfw.bin"
     good = bin_file(IMAGES, IS_SAME, protocol=2)
