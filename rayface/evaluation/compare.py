@@ -143,15 +143,14 @@ class _Figures:
     def of(cls, scores: PairScores, bootstrap: IdentityBootstrap) -> _Figures:
         genuine, impostor = scores.score[scores.is_same], scores.score[~scores.is_same]
         fars = [far for far in _FARS if far * len(impostor) >= 1 and len(genuine)]
-        right, fold = scores.is_right, scores.fold
         values = {"accuracy_mean": _accuracy(scores)}
-        replicates = {"accuracy_mean": bootstrap.shares(right, fold)}
+        replicates = {"accuracy_mean": scores.accuracies(bootstrap)}
         if fars:
             found = bootstrap.at_far(scores.score, scores.is_same, fars).tar
             for k, tar in enumerate(tar_at_far(genuine, impostor, fars)):
                 values[f"tar_at_far {fars[k]:.0e}"] = float(tar)
                 replicates[f"tar_at_far {fars[k]:.0e}"] = found[:, k]
-        return cls(is_right=right, is_same=scores.is_same, values=values, replicates=replicates)
+        return cls(is_right=scores.is_right, is_same=scores.is_same, values=values, replicates=replicates)
 
     def rows(self, run: str, first: _Figures, bootstrap: IdentityBootstrap) -> Iterator[dict[str, object]]:
         """Yield this run's rows of the table."""
@@ -206,14 +205,14 @@ def accuracy_differences(
     except DataError:
         return {}
     bootstrap = scores.bootstrap(replicates, seed)
-    value, own = _accuracy(scores), bootstrap.shares(scores.is_right, scores.fold)
+    value, own = _accuracy(scores), scores.accuracies(bootstrap)
     found = {}
     for number, run in others.items():
         with contextlib.suppress(ValueError):
             other = read_pair_scores(normalise(run)).get(name)
             if other is not None:
                 _refuse_other_pairs(first, scores, run, other)
-                replicate = bootstrap.shares(other.is_right, other.fold)
+                replicate = other.accuracies(bootstrap)
                 found[number] = difference(_accuracy(other) - value, replicate - own, bootstrap)
     return found
 

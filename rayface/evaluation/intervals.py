@@ -104,24 +104,24 @@ class IdentityBootstrap:
             weights[:, two] *= counts[:, self._b[two]]
             yield weights
 
-    def shares(self, hits: ArrayLike, groups: Ints | None = None) -> Floats:
+    def shares(self, hits: ArrayLike, groups: Ints | None = None, kinds: ArrayLike | None = None) -> Floats:
         """Return the weighted share of hits in each replicate, (R,).
 
         Args:
             hits: (N,) bool, for example whether a pair is classified correctly.
-            groups: (N,) number of each pair's fold: the share is the mean over the folds. A fold that has no pair in a
-                replicate is left out of its mean.
+            groups: (N,) number of each pair's fold: the share is the mean over the folds, each as large as another.
+            kinds: (N,) bool, whether a pair is genuine. Each kind keeps its part of the share: drawing identities
+                changes the numbers of the two kinds, in small folds to none, which the list of pairs does not.
         """
         hit = np.asarray(hits, np.float64)
         folds = np.zeros(len(hit), np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
-        member = np.zeros((len(hit), int(folds.max()) + 1))
-        member[np.arange(len(hit)), folds] = 1
+        kind = np.zeros(len(hit), bool) if kinds is None else np.asarray(kinds, bool)
+        part = 1 / (np.bincount(folds)[folds] * (folds.max() + 1))
+        parts = np.stack([part * (kind == one) for one in np.unique(kind)], axis=1)
         found = []
         with np.errstate(invalid="ignore"):
             for weights in self.weights():
-                shares = (weights * hit) @ member / (weights @ member)
-                empty = np.isnan(shares)
-                found.append(np.where(empty, 0, shares).sum(1) / (~empty).sum(1))
+                found.append(weights @ (parts * hit[:, None]) / (weights @ parts) @ parts.sum(0))
         return np.concatenate(found)
 
     def ratios(self, hits: ArrayLike, totals: ArrayLike) -> Floats:

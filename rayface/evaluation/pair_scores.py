@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from rayface.arrays import Bools, Ints
-from rayface.evaluation.intervals import IdentityBootstrap
+from rayface.evaluation.intervals import Floats, IdentityBootstrap
 from rayface.models.run_files import PAIR_SCORES
 from rayface.storage import DataError, atomic_stream, join, one_line, path_of
 from rayface.storage.parquet import open_parquet
@@ -65,6 +65,10 @@ class PairScores:
     def bootstrap(self, replicates: int, seed: int = 0) -> IdentityBootstrap:
         """Return the replicates of the list; equal for all models that were measured on it."""
         return IdentityBootstrap(self.identity_a, self.identity_b, replicates=replicates, seed=seed)
+
+    def accuracies(self, bootstrap: IdentityBootstrap) -> Floats:
+        """Return the mean accuracy of the folds in each replicate, (R,), at the unchanged thresholds of the folds."""
+        return bootstrap.shares(self.is_right, self.fold, self.is_same)
 
     def as_table(self, protocol: str) -> pa.Table:
         """Return the rows of pair_scores.parquet."""

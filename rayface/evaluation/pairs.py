@@ -222,10 +222,9 @@ def evaluate_pairs(
 def _intervals(scores: PairScores, accuracy: float, tars: Mapping[str, float], replicates: int) -> dict[str, Any]:
     """Return the intervals of a `PairResult`."""
     bootstrap = scores.bootstrap(replicates)
-    shares = bootstrap.shares(scores.is_right, scores.fold)
     return {
         "num_identities": bootstrap.num_identities,
-        "accuracy_interval": bootstrap.rate_interval(accuracy, shares),
+        "accuracy_interval": bootstrap.rate_interval(accuracy, scores.accuracies(bootstrap)),
         "far_intervals": bootstrap.far_intervals(scores.score, scores.is_same, tars),
     }
 

@@ -33,17 +33,18 @@ def evaluation_plots(content: Mapping[str, Any], when: str = "") -> list[Plot]:
     for number, (protocol, own) in enumerate(curves.items()):
         prefix = f"{protocol}-" if number else ""
         name = " ".join(part for part in (own.get("name", protocol), when) if part)
-        tars = figures.get(protocol, {}).get("tar_at_far", {})
+        measured = figures.get(protocol, {})
+        tars = measured.get("tar_at_far", {})
         if "roc" in own:
             far, tar = (np.array(own["roc"][key], np.float64) for key in ("far", "tar"))
             plots.append(Plot(f"{prefix}roc", f"ROC of {name}", draw_roc(far, tar, tars)))
-            if (rejected := _det(far, tar, tars, _num_genuine(figures.get(protocol, {}), own))) is not None:
+            if (rejected := _det(far, tar, tars, _num_genuine(measured, own))) is not None:
                 plots.append(Plot(f"{prefix}det", f"DET of {name}", rejected))
         if "histogram" in own:
-            plots.append(Plot(f"{prefix}scores", f"Scores of {name}", _histogram(own["histogram"])))
+            plots.append(Plot(f"{prefix}scores", f"Scores of {name}", _histogram(own["histogram"], measured)))
         if "error_versus_discard" in own:
             plots.append(Plot(f"{prefix}discard", f"Errors of {name} without the worst images", _discard(own)))
-        for column, groups in figures.get(protocol, {}).get("groups", {}).items():
+        for column, groups in measured.get("groups", {}).items():
             if (bars := _bars(groups)) is not None:
                 lowest, drawn = bars
                 plots.append(Plot(f"{prefix}groups-{column}", f"TAR at FAR {lowest} of {name} by {column}", drawn))
@@ -157,13 +158,15 @@ def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[int,
     axes.annotate(text, place, offset, textcoords="offset points", ha=side, fontsize=9, color=PALETTE["ink"])
 
 
-def _histogram(counts: Mapping[str, ArrayLike]) -> Figure:
+def _histogram(counts: Mapping[str, ArrayLike], figures: Mapping[str, Any]) -> Figure:
+    """Draw the shares of the scores; all-vs-all counts those of a sample, so the legend has the figures' numbers."""
     figure, axes = new_axes(HALF, "cosine of two images", "share of the pairs")
     edges = np.asarray(counts["edges"], np.float64)
     for kind, colour in (("genuine", "green"), ("impostor", "orange")):
         values = np.asarray(counts[kind], np.float64)
         shares = values / max(1, values.sum())
-        axes.stairs(shares, edges, fill=True, color=PALETTE[colour], alpha=0.35, label=f"{kind}: {values.sum():,.0f}")
+        label = f"{kind}: {figures.get(f'num_{kind}', values.sum()):,.0f}"
+        axes.stairs(shares, edges, fill=True, color=PALETTE[colour], alpha=0.35, label=label)
         axes.stairs(shares, edges, color=PALETTE[colour], linewidth=1.6)
     percent_ticks(axes.yaxis)
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend

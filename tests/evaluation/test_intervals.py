@@ -55,17 +55,31 @@ def test_at_far_of_replicates_equals_tar_at_far_of_repeated_pairs(ties):
             assert threshold == -np.inf or np.mean(impostor >= threshold) > far
 
 
-def test_shares_of_folds_equal_a_loop_over_replicates_and_folds():
-    hits, folds = np.arange(12) % 3 > 0, np.repeat([4, 7, 9], 4)
+def test_shares_of_folds_equal_a_loop_over_replicates_folds_and_kinds():
+    """A pair counts by its fold, 3, 4 or 5 pairs; each kind counts as in the list, whatever is drawn."""
+    hits, folds = np.arange(12) % 3 > 0, np.repeat([4, 7, 9], [3, 4, 5])
+    parts = np.repeat([1 / 9, 1 / 12, 1 / 15], [3, 4, 5])
     bootstrap = IdentityBootstrap(A, B, replicates=60)
-    for weights, share in zip(all_weights(bootstrap), bootstrap.shares(hits, folds), strict=True):
-        parts = [weights[folds == fold] for fold in (4, 7, 9)]
-        means = [
-            (part * hits[folds == fold]).sum() / part.sum()
-            for fold, part in zip((4, 7, 9), parts, strict=True)
-            if part.sum()
-        ]
-        assert share == pytest.approx(np.mean(means))
+    for weights, share in zip(all_weights(bootstrap), bootstrap.shares(hits, folds, SAME), strict=True):
+        wanted = 0.0
+        for kind in (SAME, ~SAME):
+            own = weights[kind] * parts[kind]
+            wanted += parts[kind].sum() * (own[hits[kind]].sum() / own.sum() if own.any() else np.nan)
+        assert share == pytest.approx(wanted, nan_ok=True)
+
+
+def test_accuracy_of_replicates_is_unbiased_in_folds_of_two_identities():
+    """Most replicates lack one of a fold's two identities, and with it all impostor pairs of the fold."""
+    fold = np.repeat(np.arange(10), 20)
+    is_same = np.tile(np.arange(20) < 10, 10)
+    a = 2 * fold + np.tile(np.arange(20) % 2, 10)
+    b = np.where(is_same, a, a ^ 1)
+    is_right = np.where(is_same, np.arange(200) % 10 == 0, True)  # a tenth or none of genuine pairs, all impostors
+    bootstrap = IdentityBootstrap(a, b)
+    shares = bootstrap.shares(is_right, fold, is_same)
+    assert np.nanmean(shares) == pytest.approx(is_right.mean(), abs=0.005)
+    low, high = bootstrap.rate_interval(float(is_right.mean()), shares)
+    assert low < is_right.mean() < high
 
 
 def test_rate_interval_covers_the_true_rate_where_a_bootstrap_over_pairs_does_not():

@@ -82,7 +82,7 @@ def test_intervals_of_pairs_hold_the_figures_and_shrink_with_more_pairs():
         scores = some_scores(num_pairs)
         accuracy = float(scores.is_right.mean())
         bootstrap = scores.bootstrap(200)
-        low, high = bootstrap.rate_interval(accuracy, bootstrap.shares(scores.is_right, scores.fold))
+        low, high = bootstrap.rate_interval(accuracy, scores.accuracies(bootstrap))
         assert low < accuracy < high
         found = bootstrap.far_intervals(scores.score, scores.is_same, {"1e-01": 0.7})
         assert found.tar["1e-01"].low < found.tar["1e-01"].high

@@ -78,6 +78,17 @@ def histogram_of(num_genuine: int) -> dict[str, object]:
     return {"edges": [-1, 0, 1], "genuine": [0, num_genuine], "impostor": [9, 0]}
 
 
+def test_histogram_of_a_sample_has_the_numbers_of_all_pairs_in_its_legend() -> None:
+    curves = {"pairs": {"histogram": histogram_of(5)}, "all_vs_all": {"histogram": histogram_of(5)}}
+    figures = {"all_vs_all": {"num_genuine": 3000, "num_impostor": 19_000}}
+    drawn = {plot.name: plot.figure.axes[0] for plot in evaluation_plots({"protocols": figures, "curves": curves})}
+    legends = {name: [text.get_text() for text in axes.get_legend().get_texts()] for name, axes in drawn.items()}
+    assert legends == {
+        "scores": ["genuine: 5", "impostor: 9"],
+        "all_vs_all-scores": ["genuine: 3,000", "impostor: 19,000"],
+    }
+
+
 def test_det_of_a_perfect_result_lies_at_half_of_what_its_pairs_resolve() -> None:
     axes = det_of([1.0] * 5, {"1e-03": 1.0}, histogram=histogram_of(3000))
     assert axes is not None
