@@ -11,7 +11,10 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the CPU to a device; the host does not wait for a GPU, which needs page-locked memory."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    # contiguous: of a rank's columns PyTorch would copy a contiguous copy, which is not page-locked
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def augment(

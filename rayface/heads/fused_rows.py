@@ -5,6 +5,7 @@ The counterpart of `row_kernels`, with its arithmetic and its rounding.
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -110,7 +111,8 @@ class FusedRowPasses:
         where, first = _places(rows)
         tile = RowTile(width=values.shape[1], padded=padded_width(values.shape[1]))
         if len(out):
-            _unit_rows[_grid(len(out))](values, where, out, first, len(out), tile)
+            with torch.cuda.device_of(out):  # Triton launches on the current device
+                _unit_rows[_grid(len(out))](values, where, out, first, len(out), tile)
 
     def sgd_rows(
         self, values: Tensor, velocity: Tensor | None, rows: Tensor | slice, gradient: Tensor, sgd: RowSgd
@@ -121,7 +123,8 @@ class FusedRowPasses:
         width, count = values.shape[1], len(gradient)
         tile = RowTile(width=width, padded=padded_width(width), momentum=sgd.momentum, weight_decay=sgd.weight_decay)
         if count:
-            _sgd_rows[_grid(count)](values, velocity, where, gradient, pool, *starts, first, count, sgd.lr, tile)
+            with torch.cuda.device_of(values):
+                _sgd_rows[_grid(count)](values, velocity, where, gradient, pool, *starts, first, count, sgd.lr, tile)
 
 
 def padded_width(width: int) -> int:

@@ -161,7 +161,8 @@ class FusedSoftmax(ShardSoftmax):
             strip_tiles = -(-len(units) // (streamed * strips))
             operands = (pending.scaled, units, pending.target_places, tops, sums, weighted)
             sizes = (batch, len(units), lo, strip_tiles)
-            softmax_sums[across, strips](*operands, *sizes, tile, **_launch(tile, stages))
+            with torch.cuda.device_of(units):  # Triton launches on the current device
+                softmax_sums[across, strips](*operands, *sizes, tile, **_launch(tile, stages))
         running_max = None
         if pending.base is None:
             running_max = tops.amax(0)
@@ -194,7 +195,8 @@ class FusedSoftmax(ShardSoftmax):
             tile = self._tile(samples=streamed, classes=held)
             operands = (pending.scaled, self._units(pending, lo, hi), pending.target_places, factors, out)
             sizes = (len(pending.unit), hi - lo, lo)
-            center_gradient[(-(-(hi - lo) // held),)](*operands, *sizes, tile, **_launch(tile, stages))
+            with torch.cuda.device_of(out):
+                center_gradient[(-(-(hi - lo) // held),)](*operands, *sizes, tile, **_launch(tile, stages))
         return out
 
     def _units(self, pending: PendingGradient, lo: int, hi: int) -> Tensor:

@@ -61,7 +61,8 @@ def test_augment_on_any_number_of_ranks_treats_an_image_alike():
 def test_to_device_copies_to_a_gpu_from_page_locked_memory_without_a_wait():
     calls = []
     pinned = SimpleNamespace(to=lambda *device, **options: calls.append((device, options)) or "there")
-    tensor = SimpleNamespace(pin_memory=lambda: pinned)
+    contiguous = SimpleNamespace(pin_memory=lambda: pinned)
+    tensor = SimpleNamespace(contiguous=lambda: contiguous)  # as a rank's columns of a matrix are not
     assert to_device(tensor, torch.device("cuda")) == "there"
     assert calls == [((torch.device("cuda"),), {"non_blocking": True})]
     assert to_device(torch.ones(2), torch.device("cpu")).tolist() == [1, 1]

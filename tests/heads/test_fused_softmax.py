@@ -1,5 +1,7 @@
 """Partial FC with `head.kernel=fused`, in Triton's interpreter: the float64 oracle, determinism, memory, refusals."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayface.config import Config, with_overrides
-from rayface.heads import CurricularFace, MagFace, PartialFC, fused_softmax
+from rayface.heads import CurricularFace, MagFace, PartialFC, fused_kernels, fused_rows, fused_softmax
 from rayface.heads.from_config import check_config_head
 from rayface.heads.fused_softmax import check_fused_device, check_fused_storage
 from tests.heads import head_oracle
@@ -49,6 +51,37 @@ def test_fused_head_run_twice_is_equal_to_the_bit() -> None:
     first, second = small_head(**types), small_head(**types)
     assert train(first, 2) == train(second, 2)
     assert torch.equal(first.centers, second.centers)
+
+
+def test_fused_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, and a head may be on another GPU."""
+    current: list[torch.device] = []
+    launched: list[tuple[str, list[torch.device]]] = []
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    class Launched:
+        def __init__(self, name: str, kernel: Any) -> None:
+            self._name, self._kernel = name, kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            launched.append((self._name, [*current]))
+            return self._kernel[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for module, names in {
+        fused_kernels: ("softmax_sums", "center_gradient"),
+        fused_rows: ("_unit_rows", "_sgd_rows"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, Launched(name, getattr(module, name)))
+    train(small_head(kernel="fused"), 1)
+    assert {name for name, _ in launched} == {"softmax_sums", "center_gradient", "_unit_rows", "_sgd_rows"}
+    assert all(devices == [torch.device("cpu")] for _, devices in launched)
 
 
 def test_fused_head_given_columns_that_lie_together_equals_the_chunked_one() -> None:
