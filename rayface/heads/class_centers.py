@@ -173,19 +173,22 @@ class ClassCenters:
             rows = space.get(name, shape, storage.dtype)
             torch.index_select(storage, 0, block.to(storage.device), out=rows)
         wanted = torch.int32 if storage.dtype == torch.int32 else self.math_dtype
-        if rows.dtype == wanted and self._staging is None:
-            return rows
-        return self._workspace.get(name, shape, wanted).copy_(rows)
+        if self._staging is not None:
+            # between devices in the storage type: PyTorch converts on the CPU, in memory that is not page-locked
+            rows = self._workspace.get(name, shape, storage.dtype).copy_(rows)
+        return rows if rows.dtype == wanted else self._workspace.get(name, shape, wanted).copy_(rows)
 
     def _write(self, name: str, block: Block, rows: Tensor) -> None:
         storage = self.values if name == "centers" else self.moments[name]
         if self._rounding is not None and rows.is_floating_point():
             self._rounding.round_(rows, block, name)
+        shape = (rows.shape[0], rows.shape[1])
+        if rows.dtype != storage.dtype and (self._staging is not None or not isinstance(block, slice)):
+            # what `_read` left there was read into another buffer
+            rows = self._workspace.get(name, shape, storage.dtype).copy_(rows)
         if not isinstance(block, slice):
-            if rows.dtype != storage.dtype or rows.device != storage.device:
-                # `_read` has gathered them here, and what it has read is elsewhere
-                space = self._staging or self._workspace
-                rows = space.get(name, (rows.shape[0], rows.shape[1]), storage.dtype).copy_(rows)
+            if self._staging is not None:
+                rows = self._staging.get(name, shape, storage.dtype).copy_(rows)
             storage.index_copy_(0, block.to(storage.device), rows)
         elif rows.data_ptr() != storage[block].data_ptr():
             storage[block] = rows

@@ -25,8 +25,9 @@ def _row_workspace(shape: HeadShape) -> int:
     """Chunks of rows that the head works on, and the numbers of the sampled rows."""
     indexed = shape.sample_rate < 1
     cells = min(shape.chunk_rows, shape.sampled_rows) * shape.embedding_size
-    # a chunk of centers and of each moment: gathered as stored, and in fp32 where that is another type
-    gathered = (shape.storage_bytes * indexed + 4 * (shape.storage_bytes != 4)) * (1 + shape.moments)
+    # a chunk of centers and of each moment: gathered or brought from the host as stored, and in fp32 if that differs
+    brought = indexed or shape.host_memory
+    gathered = (shape.storage_bytes * brought + 4 * (shape.storage_bytes != 4)) * (1 + shape.moments)
     # compiled SGD moves rows where they are
     in_one_pass = shape.moments < 2 and (not shape.gpu or (shape.fused and not shape.host_memory))
     update = 0 if in_one_pass else gathered + 4  # and the gradient's radial part

@@ -1,9 +1,12 @@
 """Code for a GPU puts its tensors where they belong: seen without one, on a simulated GPU."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rayface.bench.gpu import decoding, head_step, parity_heads, plan_memory, train_speed
 from rayface.bench.gpu.case import Case, Kit
@@ -13,7 +16,8 @@ from rayface.bench.gpu.head_step import MINI, _batches, _step
 from rayface.data.degradations import Degradations, degrade
 from rayface.data.images import augment
 from rayface.heads import CosFace, HeadSettings
-from tests.bench.gpu.simulated_gpu import OnGpu, simulated_gpu
+from rayface.heads.class_centers import CenterOptimizer, ClassCenters
+from tests.bench.gpu.simulated_gpu import OnGpu, on_gpu, simulated_gpu
 
 CASES = [case for case in parity_heads.cases(Kit(device="cuda", mini=True)) if "fused" not in case.name]
 
@@ -48,6 +52,46 @@ def test_step_of_a_road_on_a_simulated_gpu_draws_its_rows_there(road) -> None:
     if road.name != "straightforward":
         assert isinstance(rows, OnGpu)
         assert len(rows) == int(0.2 * MINI.num_classes)
+
+
+class Transfers(TorchFunctionMode):
+    """Notes the types of what is copied between the devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("copy_", "__setitem__"):
+            target, source = args[0], args[-1]
+            if isinstance(source, Tensor) and on_gpu(source) != on_gpu(target):
+                self.types.append((target.dtype, source.dtype))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("block", [slice(2, 8), torch.tensor([1, 3, 8])], ids=["all rows", "sampled"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_bf16_rows_in_host_memory_are_copied_to_a_gpu_and_back_in_their_own_type(
+    name: str, block: slice | Tensor
+) -> None:
+    """Else PyTorch converts them on the CPU, and copies twice the bytes from memory that is not page-locked."""
+    sizes = {"optimizer": CenterOptimizer(name=name), "dtype": torch.bfloat16, "seed": 0}
+    here = ClassCenters(9, 4, device=torch.device("cpu"), host_memory=False, **sizes)
+    gradient = torch.randn(6 if isinstance(block, slice) else 3, 4)
+    start = here.values.normal_().clone()
+    here._passes = None  # torch's operations, as on a GPU
+    here.update(block, gradient.clone(), 0.1)
+    with simulated_gpu():
+        there = ClassCenters(9, 4, device=torch.device("cuda"), host_memory=True, **sizes)
+        there.values.copy_(start)
+        with Transfers() as seen:
+            rows = block if isinstance(block, slice) else block.to("cuda")
+            there.update(rows, gradient.to("cuda"), 0.1)
+    assert len(seen.types) == (4 if name == "sgd" else 8)
+    assert all(target == source for target, source in seen.types)
+    assert torch.equal(there.values, here.values)
+    for moment, values in here.moments.items():
+        assert torch.equal(there.moments[moment], values)
 
 
 def test_pairs_and_augmentation_on_a_simulated_gpu_are_those_of_the_cpu() -> None:
