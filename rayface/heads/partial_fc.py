@@ -221,7 +221,7 @@ class PartialFC(Head):
     def choose_rows(self, targets: Tensor, place: Place) -> Tensor | None:
         """Return the sorted local rows of a loss for the local rows that are targets; None for all.
 
-        Depends only on the targets, (seed, rank) and the loss's place.
+        Depends only on the targets, (seed, rank), the loss's place and the model of the device.
         """
         if self.sample_rate == 1.0:
             return None

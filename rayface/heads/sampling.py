@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def keyed_generator(device: torch.device | str, *key: int | str) -> torch.Generator:
-    """Return a generator that depends only on the key, such as (seed, step, rank)."""
+    """Return a generator that depends only on the key, such as (seed, step, rank).
+
+    A CPU and a GPU draw different numbers from it, and so do models of GPUs above some 40,000 at a time.
+    """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
