@@ -37,12 +37,16 @@ def convert_sources(config: Config) -> Dataset:
     Run again after an interruption, it resumes to the same bytes. Faults of the dataset are what was left out.
 
     Args:
-        config: `convert`, of which convert.to is ignored; also data.join and cluster.
+        config: `convert`, without convert.to; also data.join and cluster.
 
     Raises:
         ValueError: bad input, one line.
     """
     given = config.convert
+    if given.to is not None:
+        raise ValueError(
+            f"convert.to: {given.to}: must not be set: rayface.convert writes a dataset; use the command line"
+        )
     settings = ConvertSettings(
         layout=given.layout,
         shard_size=given.shard_size,

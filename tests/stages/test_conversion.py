@@ -39,6 +39,14 @@ def test_convert_sources_of_several_folders_without_ray_joins_them(
     assert dataset.keys() == ["one/a_x", "one/b_x", "two/b_x", "two/c_x"]
 
 
+def test_convert_sources_with_another_target_is_one_line(tmp_path: Path) -> None:
+    keys = {"source": str(tmp_path), "kind": "folder", "to": "bin", "out": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match=r"convert\.to: bin: must not be set") as error:
+        convert_sources(load(overrides={f"convert.{key}": value for key, value in keys.items()}))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_sources_with_another_number_of_formats_is_one_line(tmp_path: Path) -> None:
     keys = {"source": "[a,b,c]", "kind": "[folder,webdataset]", "out": tmp_path / "out"}
     config = load(overrides={f"convert.{key}": str(value) for key, value in keys.items()})
