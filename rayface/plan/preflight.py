@@ -96,8 +96,8 @@ def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> in
 def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
     """Return the bytes available to a worker on a machine like this one; None if unknown.
 
-    With GPUs, the memory of this machine's first GPU, also what other jobs have of it now: Ray waits for their end. Else
-    the machine's free memory, divided among the workers.
+    With GPUs, the memory of this machine's first GPU, also what other jobs have of it now: Ray waits for their end.
+    Else the machine's free memory, divided among the workers.
     """
     if gpu:
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
