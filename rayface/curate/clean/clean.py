@@ -144,11 +144,9 @@ def _check(
     if (options.above is None) != (test_embeddings is None) or (test_embeddings is None) != (test_labels is None):
         raise ValueError("test: needs a cosine, and embeddings and labels of the test set")
     if test_embeddings is not None and test_labels is not None:
-        shape = np.shape(test_embeddings)
-        if len(shape) != 2 or shape[1] != values.shape[1] or np.shape(test_labels) != shape[:1]:
-            raise ValueError(
-                f"test: embeddings {shape}, labels {np.shape(test_labels)}: must be (M, D), (M,), D as here"
-            )
+        shape, rows = np.shape(test_embeddings), np.shape(test_labels)
+        if len(shape) != 2 or shape[1] != values.shape[1] or rows != shape[:1]:
+            raise ValueError(f"test: embeddings {shape}, labels {rows}: must be (M, {values.shape[1]}) and (M,)")
     if options.bytes != (digests is not None):
         raise ValueError("bytes: needs digests, and is needed for them")
     if digests is not None and np.shape(digests) != (len(values),):
