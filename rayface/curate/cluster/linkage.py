@@ -16,9 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from rayface.arrays import Floats, Ints
 from rayface.compiled import compiled
 from rayface.curate.affinity import RATIO, Scale, affinity, cohesion, dot
-from rayface.curate.cluster.neighbours import Edges, unique_edges
-
-_EQUAL = 1 - 1e-6  # mean cosine from which images are copies of each other: 1, but for rounding
+from rayface.curate.cluster.neighbours import EQUAL, Edges, unique_edges
 
 
 def linked(vectors: Floats, edges: Edges, scale: Scale, start: Ints | None = None) -> Ints:
@@ -75,7 +73,7 @@ def _linking(edges: Edges, values: NDArray[np.float32]) -> Edges:
 
 def _equal(edges: Edges, cosines: NDArray[np.float32]) -> tuple[Ints, Ints]:
     """Return the edges, of these mean cosines, between copies of a picture."""
-    equal = cosines >= _EQUAL
+    equal = cosines >= EQUAL
     return edges.a[equal], edges.b[equal]
 
 

@@ -37,7 +37,7 @@ def average(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
 
 def components(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
     """Connect images that are among each other's neighbours with at least the threshold cosine."""
-    near = neighbours.cosines >= threshold
+    near = neighbours.near(threshold)
     rows = np.repeat(np.arange(len(near), dtype=neighbours.rows.dtype), np.count_nonzero(near, axis=1))
     graph = _graph(rows, neighbours.rows[near], len(vectors)).tocsr()
     return _connected(graph.multiply(graph.T))
@@ -49,10 +49,10 @@ def density(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
     The density of an image is the sum of its cosines to its nearest neighbours that reach the threshold, so that a
     cluster grows around its densest images and a sparse bridge between two persons connects nothing.
     """
-    near = neighbours.cosines[:, :_DENSITY_NEIGHBOURS]
-    dense = np.where(near >= threshold, near, 0).sum(axis=1)
+    reach = neighbours.near(threshold)[:, :_DENSITY_NEIGHBOURS]
+    dense = np.where(reach, neighbours.cosines[:, :_DENSITY_NEIGHBOURS], 0).sum(axis=1)
     others = neighbours.rows[:, :_DENSITY_NEIGHBOURS]
-    higher = (near >= threshold) & (
+    higher = reach & (
         (dense[others] > dense[:, None])
         | ((dense[others] == dense[:, None]) & (others < np.arange(len(dense))[:, None]))
     )

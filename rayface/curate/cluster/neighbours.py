@@ -9,9 +9,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from rayface.arrays import Floats, Ints
+from rayface.arrays import Bools, Floats, Ints
 
 BLOCK = 65_536  # rows of the searched set held as float32 at a time
+EQUAL = 1 - 1e-6  # cosine from which images are copies of each other: 1, but for rounding
 _ROWS = 4096  # rows of neighbours that are looked at together
 
 
@@ -38,12 +39,17 @@ class Neighbours:
             cosines[own] = np.take_along_axis(np.where(same, self.cosines[own], np.float32(-2)), order, axis=1)
         return Neighbours(rows=rows, cosines=cosines)
 
+    def near(self, threshold: float) -> Bools:
+        """Return which neighbours (N, k) have a cosine of at least `threshold`, or are copies of the image."""
+        found: Bools = self.cosines >= np.float32(min(threshold, EQUAL))
+        return found
+
     def edges(self, threshold: float) -> Edges:
-        """Return each pair of neighbours with a cosine of at least `threshold` once.
+        """Return each pair of neighbours with a cosine of at least `threshold` once, and copies at any threshold.
 
         Memory: up to 30 bytes per such neighbour with int32 rows.
         """
-        near = self.cosines >= threshold
+        near = self.near(threshold)
         first = np.repeat(np.arange(len(near), dtype=self.rows.dtype), np.count_nonzero(near, axis=1))
         return unique_edges(first, self.rows[near], self.cosines[near])
 

@@ -32,6 +32,7 @@ def estimated_threshold(
     """
     base = base_cosine(vectors)
     tried = base + np.arange(_LOWEST, most + _STEP / 2, _STEP) * max(0.02, float(np.median(nearest_cosines)) - base)
+    tried = np.minimum(tried, 1.0)
     some = np.unique(np.linspace(0, len(vectors) - 1, min(_SAMPLE, len(vectors))).astype(int))
     means = np.array([_mean_silhouette(vectors, cluster(float(each)), some) for each in tried])
     good = means >= means.max() - (1 - _NEARLY) * abs(means.max())

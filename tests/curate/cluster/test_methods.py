@@ -26,6 +26,15 @@ def test_methods_with_a_threshold_above_all_cosines_leave_images_alone(people: P
     assert len(set(METHODS[name](vectors, nearest(vectors, 5), 1.1).tolist())) == 12
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_at_a_threshold_of_one_join_copies_only(people: People, name: str) -> None:
+    """Cosines of copies are 1 but for rounding."""
+    vectors = np.repeat(people(4, 1, size=33)[0], 3, axis=0)
+    near = nearest(vectors, 2)
+    assert (near.cosines < 1).any()
+    assert METHODS[name](vectors, near, 1.0).tolist() == np.repeat(np.arange(4), 3).tolist()
+
+
 def test_cohesive_of_images_that_are_mostly_of_one_person_finds_the_persons() -> None:
     vectors = np.repeat(np.eye(2, 8, dtype=np.float32), [9, 1], axis=0)
     near, labels = nearest(vectors, 3), [0] * 9 + [1]
