@@ -93,6 +93,37 @@ def test_spool_that_cannot_be_stored_is_kept_locally_and_resumed(object_store, s
     assert not path.exists()
 
 
+def test_spool_stores_what_readers_wrote_and_deletes_the_run_that_it_replaces(object_store, state):
+    root = object_store.uri("emb")
+    for name in ("offline-run-1-abc", "offline-run-1-xyz", "offline-run-2-abc"):
+        object_store.put(f"emb/wandb/{name}/run.wandb", b"old")
+    with spool(root) as folder:
+        for name in ("wandb/offline-run-2-abc/run.wandb", "tensorboard/events", "wandb/latest-run/run.wandb"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"new")
+    found = {name.removeprefix("emb/"): content for name, content in object_store.files().items()}
+    assert found == {
+        "tensorboard/events": b"new",
+        "wandb/offline-run-1-xyz/run.wandb": b"old",  # of another run
+        "wandb/offline-run-2-abc/run.wandb": b"new",
+    }
+    assert not any(path.is_file() for path in state.rglob("*"))
+
+
+@pytest.mark.parametrize(("local", "kept"), [(b"", b"stored\n"), (b"st", b"stored\n"), (b"stored\nmore\n", None)])
+def test_spool_takes_the_stored_journal_unless_the_local_one_is_longer(object_store, state, local, kept):
+    root = object_store.uri("emb")
+    with spool(root) as folder:
+        pass
+    object_store.put("emb/journal/driver.jsonl", b"stored\n")
+    object_store.put("emb/journal/tracking.json", b"{}")
+    (folder / "journal").mkdir(parents=True)
+    (folder / "journal" / "driver.jsonl").write_bytes(local)
+    with spool(root) as folder:
+        assert (folder / "journal" / "driver.jsonl").read_bytes() == (kept or local)
+        assert (folder / "journal" / "tracking.json").exists() == (kept is not None)
+
+
 def test_spool_of_an_untracked_output_is_refused_and_unchanged(object_store):
     object_store.put("emb/part.parquet", b"x")
     with (
