@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from rayface.heads.recent_columns import RecentColumns, Use
@@ -62,12 +63,18 @@ def test_recent_columns_with_one_column_replace_it_and_undo_that() -> None:
     assert ours.use(4) == Use(0, 1, True)
 
 
-def test_recent_columns_filled_by_their_tensors_continue_as_the_original() -> None:
+@pytest.mark.parametrize("before", [40, 3])  # all columns in use, and some free
+def test_recent_columns_filled_by_their_tensors_continue_as_the_original(before: int) -> None:
     first, second = RecentColumns(6), RecentColumns(6)
-    for identity in random_uses(40, 1):
+    for identity in random_uses(before, 1):
         first.use(identity)
+    second.use(19)
     for name, tensor in second.tensors().items():
         tensor.copy_(first.tensors()[name])
     second.refresh()
-    uses = random_uses(40, 2)
+    columns = [first.column_of(identity) for identity in range(-1, 20)]
+    assert [second.column_of(identity) for identity in range(-1, 20)] == columns
+    assert columns[0] == -1
+    second.undo()  # of what was before
+    uses = [*reversed(random_uses(before, 1)), *random_uses(40, 2)]
     assert [first.use(identity) for identity in uses] == [second.use(identity) for identity in uses]
