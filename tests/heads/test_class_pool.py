@@ -21,10 +21,12 @@ def test_write_of_new_and_known_identities_fills_the_slots_in_turn() -> None:
 
 def test_undo_of_a_write_that_replaced_identities_leaves_the_pool_as_it_was() -> None:
     pool = ClassPool(units(2, 3, 4))
-    pool.write(units(3, 4), [1, 2, 3])
+    second = pool.write(units(3, 4), [1, 2, 3]).second
+    assert (second.dtype, second.tolist()) == (torch.int64, [])
     pool.keep()
     before, links = pool.rows.clone(), {name: t.clone() for name, t in pool.columns.tensors().items()}
     written = pool.write(units(6, 4), [2, 4, 5, 4, 6, 1])
+    assert written.second.tolist() == [0]  # of 4; 6 and 1 are new to their columns
     assert not torch.equal(pool.rows, before)
     pool.undo(written)
     assert torch.equal(pool.rows, before)

@@ -1,5 +1,6 @@
 """MLflow as a delivery needs it, with a client that remembers: what is logged, shortened, refused and left out."""
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,9 @@ class Client:
         if any(item.key in self.refuses for item in items):
             raise MlflowException("not this one", getattr(mlflow.protos.databricks_pb2, self.code))
         self.logged[kind].update({item.key: item.value for item in items})
+
+    def log_inputs(self, run_id: str, datasets: list[Any]) -> None:
+        self.calls.append((run_id, *datasets))
 
     def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
         self.artifacts.append(("file", Path(path).name, folder))
@@ -201,6 +205,18 @@ def test_log_artifact_of_files_and_folders_leaves_out_what_is_gone(
             server.log_artifact(tmp_path, path, folder)
     assert client.artifacts == [("file", "report.html", None), ("folder", "plots", "plots")]
     assert f"artifact {tmp_path}/gone.txt is missing" in caplog.text
+
+
+@pytest.mark.parametrize(("source", "kind"), [("/data/faces", "local"), ("s3://bucket/faces", "s3")])
+def test_log_of_a_dataset_tells_its_digest_source_context_and_counts(connect: Any, source: str, kind: str) -> None:
+    client = Client()
+    values = {"name": "faces", "digest": "d" * 64, "source": source, "context": "training", "num_images": "9"}
+    connect(client).log([{"kind": "dataset", "values": values}])
+    ((run, given),) = client.calls
+    found = given.dataset
+    assert (run, found.name, found.digest, found.source_type) == ("run0", "faces", "d" * 36, kind)
+    assert (json.loads(found.source), json.loads(found.profile)) == ({"uri": source}, {"num_images": 9})
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
 
 
 def test_end_and_reopen_tell_the_status_and_when(connect: Any) -> None:
