@@ -70,6 +70,7 @@ def _prepare(config: ProcessGroupConfig) -> None:
     local_size = ray.train.get_context().get_local_world_size()
     os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
     if config.backend == "gloo":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows a worker without a GPU all of its node, others' too
         keep_freed_memory()
     else:
         pin_exact_sizes()

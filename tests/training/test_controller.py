@@ -112,8 +112,10 @@ def test_prepare_sets_up_memory_and_threads_of_gpu_and_of_cpu_workers(
     for name in ("pin_exact_sizes", "keep_freed_memory"):
         monkeypatch.setattr(controller, name, lambda name=name: calls.append(name))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(controller, "num_cpus", lambda: 12)
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 2))
     controller._prepare(ProcessGroupConfig(timeout_s=7, backend=backend))
     assert calls == called
     assert os.environ["OMP_NUM_THREADS"] == "6"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("0,1" if backend == "nccl" else "")  # a CPU run takes no GPU
