@@ -56,7 +56,10 @@ def step(
     product_dtype: torch.dtype = torch.bfloat16,
     want_maximum_with: bool,
 ) -> None:
-    """Make the calls of a step with SGD and sampled rows: sums, gradient, update; sums with a maximum too."""
+    """Make the calls of a step with SGD and sampled rows: sums, gradient, update; sums with a maximum too.
+
+    Then those of all rows without momentum that are other kernels.
+    """
     count, batch = 40, 20
     optimizer = CenterOptimizer()
     sizes = {"device": torch.device("cpu"), "host_memory": False, "seed": 0, "fused": True}
@@ -81,6 +84,10 @@ def step(
     gradient = torch.empty(len(rows), width)
     softmax.center_gradient(pending, softmax.gradient_factors(pending), 0, len(rows), gradient)
     centers.update(rows, gradient, 0.1)
+    # rows that lie together, as of a head without sampling, and no momentum
+    plain = ClassCenters(count, width, optimizer=replace(optimizer, momentum=0.0), dtype=dtype, **sizes)
+    plain.read_units(slice(0, len(rows)), torch.empty(len(rows), width, dtype=product_dtype))
+    plain.update(slice(0, len(rows)), gradient, 0.1)
 
 
 def main(out: Path, capability: int, shared_memory: int) -> None:

@@ -1,14 +1,16 @@
 """Prefetched rows: used where they are valid, never half written, never used by another loss."""
 
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from rayface.heads import PartialFC
-from rayface.heads.class_centers import ClassCenters
+from rayface.heads import PartialFC, prefetch
+from rayface.heads.class_centers import ClassCenters, Workspace
 from rayface.heads.prefetch import RowPrefetch
 from tests.heads.small_head import batch, small_head
 
@@ -120,6 +122,67 @@ def test_prefetch_of_a_gpu_makes_it_the_current_device_of_its_thread(monkeypatch
     prefetch = RowPrefetch(centers)
     prefetch.start(torch.arange(3), (0, 0), lambda: torch.arange(3))
     assert found == [(device, prefetch._pending.found.result())]
+
+
+class Stream:
+    """A stream of a GPU whose work is done at once, or as late as possible: when somebody waits for it."""
+
+    device = torch.device("cuda", 0)
+
+    def __init__(self, *, late: bool) -> None:
+        self._late, self.waiting = late, list[Callable[[], None]]()
+
+    def do(self, work: Callable[[], None]) -> None:
+        self.waiting.append(work)
+        if not self._late:
+            self.synchronize()
+
+    def wait_stream(self, other: "Stream") -> None:
+        """Nothing of the host waits: a later work of this stream does."""
+        before, other.waiting = other.waiting, list[Callable[[], None]]()
+
+        def once() -> None:
+            while before:
+                before.pop(0)()
+
+        other.waiting.append(once)
+        self.do(once)
+
+    def synchronize(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late copies", "early copies"])
+def test_prefetch_on_a_stream_gives_each_loss_its_rows(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    """The pinned buffer is filled when the copy out of it is done, and the GPU's when the last loss has read it."""
+    training, side = Stream(late=True), Stream(late=late)
+    copy_ = Tensor.copy_
+
+    def copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        if not non_blocking:
+            return copy_(target, source)
+        side.do(lambda: copy_(target, source))
+        return target
+
+    monkeypatch.setattr(Tensor, "copy_", copy)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(prefetch, "Workspace", lambda device, pinned=False: Workspace(torch.device("cpu")))
+    values, read = torch.arange(24.0).view(12, 2), list[Tensor]()
+    fetching = RowPrefetch(SimpleNamespace(device=Stream.device, values=values))  # type: ignore[arg-type]
+    labels, wanted = torch.arange(3), [torch.tensor([first, first + 1, 11]) for first in range(4)]
+    for step, rows in enumerate(wanted):
+        fetching.start(labels, (step, 0), lambda rows=rows: rows)
+        found = fetching.take(labels, (step, 0))
+        assert found is not None
+        centers = found.centers
+        training.do(lambda centers=centers: read.append(centers.clone()))  # a kernel of the loss
+    training.synchronize()
+    assert torch.equal(torch.stack(read), values[torch.stack(wanted)])
 
 
 def test_prefetch_that_failed_raises_at_the_next_loss(monkeypatch: pytest.MonkeyPatch) -> None:
