@@ -108,6 +108,47 @@ def test_read_keys_at_a_few_rows_reads_only_their_row_groups(tmp_path: Path) -> 
     assert index.read_keys_at(str(folder / "index.parquet"), wanted) == {row: str(row) for row in wanted}
 
 
+def columns_of(labels: list[int], **more: list[int]) -> dict[str, np.ndarray]:
+    rows = np.arange(len(labels))
+    own = {"label": labels, "shard": rows // 2, "offset": 512 * rows, "num_bytes": rows + 1, **more}
+    return {name: np.array(values, np.int64 if name == "offset" else np.int32) for name, values in own.items()}
+
+
+def test_concatenate_of_parts_with_and_without_source_labels_joins_and_empties_them() -> None:
+    parts = [columns_of([0, 1, 2]), columns_of([5, 4], source_label=[7, 6])]
+    wanted = {name: [*parts[0][name].tolist(), *parts[1][name].tolist()] for name in columns_of([])}
+    joined = index.concatenate(parts)
+    assert {name: values.tolist() for name, values in joined.items()} == wanted | {"source_label": [0, 1, 2, 7, 6]}
+    assert {name: values.dtype for name, values in joined.items() if name == "offset"} == {"offset": np.int64}
+    assert parts == [{}, {}]
+    assert index.concatenate(alone := [columns_of([3])]) is alone[0]
+    assert "source_label" not in index.concatenate([columns_of([0]), columns_of([1])])
+
+
+def test_columns_are_looked_up_counted_and_kept_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "_BATCH", 2)
+    column = np.array([2, 0, 1, 2, 2], np.int32)
+    found = index.looked_up(np.array([10, 20, 30], np.int16), column)
+    assert (found.dtype, found.tolist()) == (np.int16, [30, 10, 20, 30, 30])
+    assert index.count(column, 4).tolist() == [1, 1, 3, 0]
+    columns = columns_of([4, 5, 6])
+    index.keep_rows(columns, np.array([True, False, True]))
+    assert {name: values.tolist() for name, values in columns.items()} == {
+        "label": [4, 6],
+        "shard": [0, 1],
+        "offset": [0, 1024],
+        "num_bytes": [1, 3],
+    }
+
+
+def test_index_of_another_number_of_samples_is_refused(tmp_path: Path) -> None:
+    path = str(index_only(tmp_path, PER_SHARD, "set") / "index.parquet")
+    columns, counts = index.read_columns(path, 2, PER_SHARD)
+    assert (len(columns["label"]), counts.tolist()) == (PER_SHARD, [PER_SHARD, 0])
+    with pytest.raises(DataError, match="sample counts differ: 10000 rows, the shards have 9999"):
+        index.read_columns(path, 1, PER_SHARD - 1)
+
+
 @pytest.mark.parametrize(
     ("offset", "num_bytes", "outside"),
     [(0, 10, False), (4, 6, False), (5, 6, True), (-1, 3, True), (3, 0, True), (3, -1, True), (2**63 - 4, 8, True)],
