@@ -27,17 +27,26 @@ logger = logging.getLogger(__name__)
 _INTERRUPTED = 130
 _STOP_SECONDS = 120.0
 _POLL_SECONDS = 0.5
+# Each sets its own level; INFO is a line for every package, and one for the end of a log.
+_CLIENT_LOGGERS = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
-def connect(address: str | None) -> JobSubmissionClient:
+def connect(address: str | None, *, debug: bool = False) -> JobSubmissionClient:
     """Return a client of the cluster's job server.
 
     Args:
         address: of the job server, http://HOST:8265; None: RAY_ADDRESS, else http://127.0.0.1:8265.
+        debug: show the client's log messages below warnings, too.
 
     Raises:
         ValueError: it does not answer, or does not accept this user; one line.
     """
+    for name in _CLIENT_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
     url = address or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
     with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # the client would prefer them
         try:

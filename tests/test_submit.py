@@ -1,6 +1,7 @@
 """Jobs on a cluster: how a job is sent, and how its log and exit code come back."""
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -132,7 +133,6 @@ def test_submit_sends_files_package_and_environment(tmp_path):
     file = tmp_path / "lr.yaml"
     file.write_text("search: {}")
     files, environment = {"tune_configs/lr.yaml": file}, {"RAYFACE_FACES": "/faces"}
-    files, environment = {"tune_configs/lr.yaml": file}, {"RAYFACE_FACES": "/faces"}
     wanted = Package(entrypoint="rayface tune", files=files, environment=environment, kept_back=())
     job = jobs.submit(cluster, wanted, "tune")
     assert job.startswith("rayface-tune-")
@@ -146,3 +146,11 @@ def test_connect_to_nobody_is_one_line_that_names_the_address():
     with pytest.raises(ValueError, match=r"^--address: http://127\.0\.0\.1:9: no job server answers: ") as caught:
         jobs.connect("http://127.0.0.1:9")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("debug", "shown"), [(False, False), (True, True)])
+def test_client_messages_are_shown_with_debug_only(debug, shown):
+    with pytest.raises(ValueError, match="no job server answers"):
+        jobs.connect("http://127.0.0.1:9", debug=debug)
+    names = ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging")
+    assert [logging.getLogger(f"ray.{name}").isEnabledFor(logging.INFO) for name in names] == [shown] * 3

@@ -42,7 +42,7 @@ def submit(
     if verb in _ON_JOBS:
         if len(rest) != 1:
             raise ValueError(f"submit {verb}: must be followed by the id of one job")
-        client = jobs.connect(address)
+        client = jobs.connect(address, debug=debug)
         if verb == "logs":
             raise typer.Exit(_followed(client, str(jobs.status(client, rest[0])["job"]), _Writer(False)))
         result = (
@@ -55,7 +55,7 @@ def submit(
     if verb == "submit" or verb not in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         raise ValueError(f"submit: {verb}: must be a verb of rayface other than submit, or {', '.join(_ON_JOBS)}")
     wanted = package(arguments, folder=Path.cwd(), environment=os.environ, python=python)
-    client = jobs.connect(address)
+    client = jobs.connect(address, debug=debug)
     if wanted.kept_back:
         tell(f"not sent, because they may hold secrets: {', '.join(wanted.kept_back)}: set them on the cluster's nodes")
     job = jobs.submit(client, wanted, verb)

@@ -13,7 +13,7 @@ from tests.cli.conftest import Call
 def cluster(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Packages sent to a cluster that writes a line of JSON among others."""
     sent: list[object] = []
-    monkeypatch.setattr(jobs, "connect", lambda address: SimpleNamespace(address=address))
+    monkeypatch.setattr(jobs, "connect", lambda address, debug: SimpleNamespace(address=address))
     monkeypatch.setattr(jobs, "submit", lambda client, package, verb: sent.append((client.address, package)) or "job-1")
 
     def follow(client: object, job: str, write: object) -> int:
