@@ -16,8 +16,9 @@ from rayface.config import Config
 from rayface.data.images import to_device
 from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
-from rayface.models.model_files import load_model
+from rayface.models.model_files import load_model, weights_digest, weights_file
 from rayface.models.model_info import ModelInfo
+from rayface.models.onnx_model import OUTPUT_SIGN
 from rayface.precision import autocast, uses_bf16
 from rayface.training.distributed import World
 from rayface.training.teacher_cache import by_class, by_sample
@@ -136,6 +137,13 @@ def check_distillation(config: Config, teacher: ModelInfo | None = None) -> None
             f"data.image_size: {config.data.image_size}: the teacher takes {info.image_size} pixels: use the same, "
             "or train.teacher_cache=DIR, for which images are decoded at the teacher's size"
         )
+
+
+def teacher_digest(config: Config) -> str | None:
+    """Return the digest of the teacher's weights, None without a teacher."""
+    if config.train.teacher is None:
+        return None
+    return weights_digest(weights_file(config.train.teacher.partition(OUTPUT_SIGN)[0]))
 
 
 def every_view(config: Config, world: World) -> Teacher:

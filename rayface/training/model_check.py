@@ -10,8 +10,10 @@ from rayface.config import Config
 from rayface.heads import head_class
 from rayface.heads.from_config import check_config_head
 from rayface.training.builders import build_config_backbone, load_start
-from rayface.training.distillation import check_distillation
+from rayface.training.distillation import check_distillation, teacher_digest
 from rayface.training.recovery.resume_check import check_resumable
+from rayface.training.run_directory import RunDirectory
+from rayface.training.run_results import TEACHER
 from rayface.training.schedules import RunLength, build_schedule
 from rayface.training.validate import ValidRun
 
@@ -41,7 +43,22 @@ def check_model(run: ValidRun) -> None:
     check_distillation(config)
     if directory := run.resumed:
         with directory.exclusive():
+            check_teacher(directory, config)
             check_resumable(directory, config, run.sample_order)
+
+
+def check_teacher(directory: RunDirectory, config: Config) -> None:
+    """Refuse another teacher at the path of the one that a run was started with; an earlier version stored no digest.
+
+    Raises:
+        ValueError: one line.
+    """
+    before = (directory.read_data_facts() or {}).get(TEACHER)
+    if before not in (None, teacher_digest(config)):
+        raise ValueError(
+            f"train.teacher: {config.train.teacher}: its weights differ from those that the run was started with: must "
+            "not change on a resume: restore the file, or start a new run"
+        )
 
 
 def _check_backbone(config: Config, resume: bool) -> None:

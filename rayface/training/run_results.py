@@ -3,6 +3,7 @@
 from rayface.training.run_messages import RunMessages, Values
 
 DATA = "data.json"
+TEACHER = "teacher_sha256"  # in DATA
 _OUTCOME = "outcome.json"
 RESULT = "result.json"
 EVALUATION = "evaluation.json"
@@ -16,7 +17,7 @@ class RunResults(RunMessages):
         return self._read_json(DATA)
 
     def write_data_facts(self, facts: Values) -> None:
-        """Write digest and counts of the training data."""
+        """Write digest and counts of the training data, and the digest of a teacher."""
         self._write_json(DATA, facts)
 
     def has_outcome(self) -> bool:

@@ -24,6 +24,7 @@ from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.results import TrainResult, write_results
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import exclusive_run_directory
+from rayface.training.run_results import TEACHER
 from rayface.training.teacher_cache import fill_cache
 from rayface.training.validate import ValidRun, open_run
 
@@ -117,7 +118,10 @@ def _prepare(valid: ValidRun) -> None:
 
 def _begin(run: RunDirectory, valid: ValidRun) -> None:
     """Write the config into the run directory; a resumed run is unchanged up to here."""
-    run.write_data_facts(asdict(valid.data_facts))
+    from rayface.training.distillation import teacher_digest  # needs PyTorch
+
+    teacher = teacher_digest(valid.config)
+    run.write_data_facts(asdict(valid.data_facts) | ({} if teacher is None else {TEACHER: teacher}))
     run.write_config(valid.config)
     if not valid.resume:
         run.write_faults(valid.dataset.faults)
