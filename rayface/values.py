@@ -29,6 +29,12 @@ _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _ITEM = re.compile(r"""\s*(?:("(?:[^"\\]|\\.)*")|'((?:[^']|'')*)'|([^,]*?))\s*(?:,|$)""")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 image, 2,000 images, 3 identities."""
+    plural = {"identity": "identities", "class": "classes"}.get(noun, f"{noun}s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML loader that reads plain scalars as text, except null, and refuses duplicate keys and too many values."""
 

@@ -107,7 +107,7 @@ class AlignedSource(DatasetSource):
         try:
             photograph = decode_image(image.data)
         except ValueError as error:
-            return fault("image", one_line(error))
+            return fault("unreadable", one_line(error))
         faces = self._detector()(cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
         if not faces:
             return fault("no face", "no face was found")

@@ -143,7 +143,7 @@ def _check_labels(
         found.num_classes = len(identities)
         return _equal_names(root, identities)
     reason = holes_in(root, labels, found.num_classes)
-    return [Fault(shard=root, member=None, offset=0, reason=reason, num_lost=0, kind="labels")] if reason else []
+    return [Fault(shard=root, member=None, reason=reason, num_lost=0, kind="labels")] if reason else []
 
 
 def _manifest_to_check(root: str, names: set[str]) -> Manifest | None:
@@ -177,14 +177,14 @@ def _compare_with_manifest(
         shard = join(root, entry.path)
         if scan.num_bytes != entry.num_bytes:
             reason = f"{scan.num_bytes} bytes are there, {MANIFEST} says {entry.num_bytes}"
-            faults.append(Fault(shard=shard, member=None, offset=0, reason=reason, num_lost=0, kind="size"))
+            faults.append(Fault(shard=shard, member=None, reason=reason, num_lost=0, kind="size"))
         elif scan.sha256 and entry.sha256 and scan.sha256 != entry.sha256:
             reason = f"sha256 is {scan.sha256[:12]}..., {MANIFEST} says {entry.sha256[:12]}..."
-            faults.append(Fault(shard=shard, member=None, offset=0, reason=reason, num_lost=0, kind="digest"))
+            faults.append(Fault(shard=shard, member=None, reason=reason, num_lost=0, kind="digest"))
     total = sum(entry.num_images for entry in manifest.shards)
     if manifest.num_images != total:
         reason = f"num_images is {manifest.num_images}, its shards have {total}"
-        faults.append(Fault(shard=join(root, MANIFEST), member=None, offset=0, reason=reason, num_lost=0, kind="count"))
+        faults.append(Fault(shard=join(root, MANIFEST), member=None, reason=reason, num_lost=0, kind="count"))
     return faults + (_compare_with_index(root, manifest, names, scans) if has_index else [])
 
 
@@ -199,7 +199,7 @@ def _compare_with_index(root: str, manifest: Manifest, names: list[str], scans: 
     faults = []
     if (key := shared_key(scanned)) is not None:
         reason = f"key {key!r} is of several samples; {recount(root)}"
-        faults.append(Fault(shard=path, member=None, offset=0, reason=reason, num_lost=0, kind="duplicate key"))
+        faults.append(Fault(shard=path, member=None, reason=reason, num_lost=0, kind="duplicate key"))
     for (number, entry), scan in zip(present, scanned, strict=True):
         rows = _rows_at(table, places[number])
         lost = {parse_name(fault.member).key for fault in scan.faults if fault.member}
@@ -232,7 +232,7 @@ def _equal_names(root: str, identities: Sequence[str]) -> list[Fault]:
                 f"labels {other} and {label} have one name in two Unicode forms ({name}): they are read as one class"
             )
             path = join(root, IDENTITIES)
-            faults.append(Fault(shard=path, member=None, offset=0, reason=reason, num_lost=0, kind="name"))
+            faults.append(Fault(shard=path, member=None, reason=reason, num_lost=0, kind="name"))
     return faults
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.storage import DataError
+from rayface.values import counted
 
 Ints = NDArray[np.integer[Any]]
 MAX_LABEL = 2**31 - 1
@@ -27,7 +28,7 @@ def num_with_images(labels: Ints, num_classes: int) -> int:
 def described(num_images: int, num_classes: int, with_images: int) -> str:
     """Return the counts as text; it mentions empty classes if there are any."""
     holes = f", {with_images:,} of them with images" if with_images != num_classes else ""
-    return f"{num_images:,} images, {num_classes:,} classes{holes}"
+    return f"{counted(num_images, 'image')}, {counted(num_classes, 'class')}{holes}"
 
 
 def holes_in(root: str, labels: Ints, num_classes: int) -> str | None:

@@ -54,6 +54,7 @@ from rayface.storage import (
     split,
     write_bytes,
 )
+from rayface.values import counted
 from rayface.version import VERSION
 
 __all__ = ["JOB", "ConvertSettings", "convert"]
@@ -91,7 +92,7 @@ def convert(
     target = normalise(out)
     _check_sources(sources, key.replace("out", "source"))
     _check_shard_size(settings.shard_size, target)
-    work, faults, folder = WorkFolder(out=target), FaultLog(sources[0].root), f"{key}: {target}"
+    work, faults, folder = WorkFolder(out=target), FaultLog(_root_of(sources)), f"{key}: {target}"
 
     with naming_full_disk(folder, AGAIN), _output_folder(target, key), contextlib.ExitStack() as stack:
         for number, each in enumerate(sources):
@@ -197,9 +198,7 @@ def _convert(
         faults.load(note_of(read_table(work.spilled(unit.number)))["faults"])
     with _discarded_after_error(work):
         if not num_images:
-            raise DataError(
-                f"{sources[0].root}: none of {listed.num_images} files can be read; the first: {faults.first()}"
-            )
+            raise DataError(f"{_root_of(sources)}: none of its images can be used; the first: {faults.first()}")
         plan = plan_shards(listed, work, settings, block_bytes=shard_plan.BLOCK_BYTES)
     for fault in _left_out(sources, listed, plan, work):
         faults.add(fault)
@@ -232,6 +231,11 @@ def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> int:
     return readable
 
 
+def _root_of(sources: Sequence[DatasetSource]) -> str:
+    """Return the path of the source, or a list of several, for faults that are of no single one."""
+    return sources[0].root if len(sources) == 1 else f"[{','.join(source.root for source in sources)}]"
+
+
 def _left_out(sources: Sequence[DatasetSource], listed: Listed, plan: ShardPlan, work: WorkFolder) -> Iterator[Fault]:
     """Yield a fault for each identity that has images in the listing and is left out."""
     counts = np.zeros(listed.num_labels, np.int64)
@@ -240,8 +244,8 @@ def _left_out(sources: Sequence[DatasetSource], listed: Listed, plan: ShardPlan,
     for label in np.flatnonzero((plan.new_labels < 0) & (counts > 0)).tolist():
         name = str(label) if listed.identities is None else listed.identities[label]
         found = int(plan.readable[label])
-        reason = f"only {found} readable images" if found else "no image of this identity can be read"
-        yield Fault(shard=sources[0].root, member=name, offset=0, reason=reason, kind="identity")
+        reason = f"only {counted(found, 'readable image')}" if found else "no image of this identity can be used"
+        yield Fault(shard=_root_of(sources), member=name, reason=reason, kind="identity")
 
 
 def _publish(

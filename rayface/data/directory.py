@@ -48,6 +48,7 @@ from rayface.data.shards.scan import (
 )
 from rayface.data.shards.sequential import scan_shard
 from rayface.storage import DataError, FileInfo, join, list_entries, list_files, split
+from rayface.values import counted
 
 _NAMED_LABELS = 1000  # maximum number of labels out of range that are named one by one
 
@@ -155,15 +156,18 @@ def _compare_with_files(part: Part, files: dict[str, FileInfo]) -> np.ndarray:
     members = _first_members(part, lost)
     for number, entry in enumerate(entries):
         if missing[number]:
-            part.faults.append(_size_fault(part, entry, "the file is missing", entry.num_images, None, 0))
+            part.faults.append(_size_fault(part, entry, "the file is missing", entry.num_images, None, None))
         elif number in lost:
             size = f"{sizes[number]} bytes are there"
-            part.faults.append(_size_fault(part, entry, size, len(lost[number]), *members.get(number, (None, 0))))
+            part.faults.append(_size_fault(part, entry, size, len(lost[number]), *members.get(number, (None, None))))
     return kept
 
 
-def _size_fault(part: Part, entry: ShardEntry, size: str, num_lost: int, member: str | None, offset: int) -> Fault:
-    reason = f"truncated or replaced: {size}, {MANIFEST} says {entry.num_bytes}; {num_lost} samples lost from here on"
+def _size_fault(
+    part: Part, entry: ShardEntry, size: str, num_lost: int, member: str | None, offset: int | None
+) -> Fault:
+    lost = f"{counted(num_lost, 'sample')} lost from here on"
+    reason = f"truncated or replaced: {size}, {MANIFEST} says {entry.num_bytes}; {lost}"
     shard = join(part.root, entry.path)
     return Fault(shard=shard, member=member, offset=offset, reason=reason, num_lost=num_lost, kind="size")
 
@@ -218,12 +222,12 @@ def _labels_in_range(part: Part) -> np.ndarray:
         shard = join(part.root, part.manifest.shards[part.columns["shard"][row]].path)
         start, size = int(part.columns["offset"][row]), int(part.columns["num_bytes"][row])
         member, offset = locate_member(shard, start, size, LABEL_SUFFIXES)
-        reason = f"label {labels[row]} is out of range: {part.manifest.num_classes} classes"
+        reason = f"label {labels[row]} is out of range: {counted(part.manifest.num_classes, 'class')}"
         part.faults.append(Fault(shard=shard, member=member, offset=offset, reason=reason, kind="label"))
     if len(bad) > _NAMED_LABELS:
         more = len(bad) - _NAMED_LABELS
-        reason = f"{more} more labels are out of range: {part.manifest.num_classes} classes"
-        part.faults.append(Fault(shard=part.root, member=None, offset=0, reason=reason, num_lost=more, kind="label"))
+        reason = f"{counted(more, 'more label')} out of range: {counted(part.manifest.num_classes, 'class')}"
+        part.faults.append(Fault(shard=part.root, member=None, reason=reason, num_lost=more, kind="label"))
     return good
 
 

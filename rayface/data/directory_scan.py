@@ -20,6 +20,7 @@ from rayface.data.shards.scan import (
     with_unique_keys,
 )
 from rayface.storage import FileInfo, join
+from rayface.values import counted
 
 
 def scan_directory(
@@ -68,10 +69,7 @@ def unlisted_faults(root: str, manifest: Manifest, names: Collection[str]) -> li
     """Return a fault, with nothing lost, for every shard in the folder that dataset.json does not list."""
     reason = f"this shard is not listed in {MANIFEST} and is not read"
     unlisted = sorted(set(names) - {entry.path for entry in manifest.shards})
-    return [
-        Fault(shard=join(root, name), member=None, offset=0, reason=reason, num_lost=0, kind="unlisted")
-        for name in unlisted
-    ]
+    return [Fault(shard=join(root, name), member=None, reason=reason, num_lost=0, kind="unlisted") for name in unlisted]
 
 
 def count_faults(root: str, manifest: Manifest, names: Sequence[str], scans: Sequence[ShardScan]) -> list[Fault]:
@@ -84,9 +82,9 @@ def count_faults(root: str, manifest: Manifest, names: Sequence[str], scans: Seq
         known = sum(fault.num_lost for fault in scan.faults) if scan else 0
         if found + known == entry.num_images:
             continue
-        what = f"has {found} readable samples" if scan else "is missing"
+        what = f"has {counted(found, 'readable sample')}" if scan else "is missing"
         reason = f"the shard {what}, {MANIFEST} says {entry.num_images}"
         lost = max(entry.num_images - found - known, 0)
         shard = join(root, entry.path)
-        faults.append(Fault(shard=shard, member=None, offset=0, reason=reason, num_lost=lost, kind="count"))
+        faults.append(Fault(shard=shard, member=None, reason=reason, num_lost=lost, kind="count"))
     return faults

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rayface.data.classes import Ints
 from rayface.storage import DataError
+from rayface.values import counted
 
 Join = Literal["names", "labels", "separate"]
 _MAX_LABEL = 2**31 - 1
@@ -129,7 +130,7 @@ def _by_names(parts: Sequence[Labelled]) -> LabelJoin:
     names = tuple(joint)
     both = _names_in_several(parts)
     shown = f" ({', '.join(both[:_SHOWN])}{', ...' if len(both) > _SHOWN else ''})" if both else ""
-    text = f"joined by names: {_counts(parts)}; {len(both):,} in more than one{shown}; {len(names):,} classes"
+    text = f"joined by names: {_counts(parts)}; {len(both):,} in more than one{shown}; {counted(len(names), 'class')}"
     return LabelJoin(mode="names", identities=names, num_classes=len(names), maps=maps, text=text)
 
 
@@ -172,8 +173,8 @@ def _as_they_are(parts: Sequence[Labelled]) -> LabelJoin:
 
 def _labels_text(parts: Sequence[Labelled], shared: int, num_classes: int) -> str:
     return (
-        f"joined by labels: {_counts(parts)}; {shared:,} labels with images in more than one, each treated as one "
-        f"person; {num_classes:,} classes"
+        f"joined by labels: {_counts(parts)}; {counted(shared, 'label')} with images in more than one, each treated "
+        f"as one person; {counted(num_classes, 'class')}"
     )
 
 
@@ -194,8 +195,8 @@ def _apart(parts: Sequence[Labelled]) -> LabelJoin:
         names = tuple(
             prefix + name for prefix, part in zip(prefixes, parts, strict=True) for name in part.identities or ()
         )
-    shared = f"; {len(both):,} names in more than one, treated as different persons" if both else ""
-    text = f"kept separate: {_counts(parts)}, no person in two{shared}; {starts[-1]:,} classes"
+    shared = f"; {counted(len(both), 'name')} in more than one, treated as different persons" if both else ""
+    text = f"kept separate: {_counts(parts)}, no person in two{shared}; {counted(starts[-1], 'class')}"
     return LabelJoin(mode="separate", identities=names, num_classes=starts[-1], maps=maps, text=text)
 
 
@@ -230,5 +231,5 @@ def _shared_labels(parts: Sequence[Labelled]) -> int:
 
 def _counts(parts: Sequence[Labelled]) -> str:
     return ", ".join(
-        f"{part.name} {part.num_classes:,} {'identities' if part.identities else 'labels'}" for part in parts
+        f"{part.name} {counted(part.num_classes, 'identity' if part.identities else 'label')}" for part in parts
     )

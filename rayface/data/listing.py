@@ -119,7 +119,6 @@ def faults_not_read(root: str, names: Sequence[str]) -> list[Fault]:
         Fault(
             shard=join(root, name),
             member=None,
-            offset=0,
             reason=f"{_reason(name)}; {_remedy(root)}",
             num_lost=0,
             kind="not read",

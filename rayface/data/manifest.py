@@ -18,6 +18,7 @@ from rayface.data.keys import batches_of, key_hashes, repeated_key
 from rayface.data.shards.scan import ShardScan, joint_table
 from rayface.storage import DataError, join, one_line, read_bytes, require_known_server
 from rayface.storage.parquet import open_parquet
+from rayface.values import counted
 
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
@@ -150,7 +151,7 @@ def manifest_of_scan(root: str, names: list[str], scans: list[ShardScan]) -> Man
     if not len(labels):
         faults = [fault for scan in scans for fault in scan.faults]
         why = f"; the first fault: {faults[0]}" if faults else ""
-        raise DataError(f"{root}: no readable sample (an image and its label) in {len(names)} shards{why}")
+        raise DataError(f"{root}: no readable sample (an image and its label) in {counted(len(names), 'shard')}{why}")
     # Guess the layout: if most neighbours are of one class, it is by identity.
     neighbours = float(np.mean(labels[1:] == labels[:-1])) if len(labels) > 1 else 0.0
     sizes = {scan.image_size for scan in scans if scan.image_size}

@@ -187,7 +187,9 @@ class ShardEmbedder:
 def is_repaired(work: ShardWork, faults: Iterable[Fault], image_size: int) -> bool:
     """Return whether an image that an embedded shard lacks can be read now."""
     starts, ends = work.samples.offset, work.samples.offset + work.samples.num_bytes
-    lost = [np.flatnonzero((starts <= fault.offset) & (fault.offset < ends)) for fault in faults]
+    lost = [
+        np.flatnonzero((starts <= fault.offset) & (fault.offset < ends)) for fault in faults if fault.offset is not None
+    ]
     samples = work.samples.select(np.unique(np.concatenate([np.arange(0), *lost])))
     return any(chunk.keys for chunk in read_images(work.path, samples, image_size, threads=1))
 

@@ -58,7 +58,7 @@ def _with_faults(facts: Result, faults: Sequence[Any]) -> Result:
     for fault in faults:
         logger.warning("%s", fault)
         left_out[fault.kind] += fault.num_lost
-    return {**facts, "left_out": dict(left_out)}
+    return {**facts, "faults": sum(left_out.values()), "left_out": dict(left_out)}
 
 
 def dataset_facts(dataset: Any, out: str | None) -> Result:

@@ -60,8 +60,8 @@ def test_check_deep_of_a_corrupt_image_names_it_and_the_digest(
     patch(shard, offset + 512 + 200, b"\xff\xd9" * 100)
     assert check(folder).ok
     report = check(folder, deep=True)
-    assert report.counts == {"jpeg": 1, "digest": 1}
-    bad = next(fault for fault in report.faults if fault.kind == "jpeg")
+    assert report.counts == {"unreadable": 1, "digest": 1}
+    bad = next(fault for fault in report.faults if fault.kind == "unreadable")
     assert (bad.shard, bad.member, bad.offset) == (str(shard), f"k{row}.jpg", offset)
     assert "corrupt image" in bad.reason
     assert report.num_images == 11
@@ -86,8 +86,8 @@ def test_check_of_many_faults_counts_every_kind(folder: Path) -> None:
         (paths[0].name, f"k{first[0]}.jpg", 0, "header"),
         (paths[1].name, f"k{first[1]}.cls", size - 1024, "label"),
         (paths[2].name, f"k{first[2]}.jpg", 0, "truncated"),
-        (paths[2].name, None, 0, "size"),
-        ("more.tar", None, 0, "unlisted"),
+        (paths[2].name, None, None, "size"),
+        ("more.tar", None, None, "unlisted"),
         ("more.tar", f"k{first[1]}.cls", size - 1024, "label"),
     }
     assert report.num_images + report.num_lost >= 12

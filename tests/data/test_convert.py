@@ -137,7 +137,7 @@ def test_convert_unreadable_images_are_faults(people: Path, tmp_path: Path) -> N
     assert dataset.num_images == 13
     left = {str(fault.member): (fault.kind, fault.num_lost) for fault in dataset.faults}
     assert left == {
-        **dict.fromkeys(("bob/1.jpg", "bob/2.jpg", "bob/3.png"), ("image", 1)),
+        **dict.fromkeys(("bob/1.jpg", "bob/2.jpg", "bob/3.png"), ("unreadable", 1)),
         "stray.jpg": ("outside", 1),
     }
 
@@ -155,7 +155,7 @@ def test_convert_identities_without_a_readable_image_are_left_out(people: Path, 
     left: Counter[str] = Counter()
     for fault in dataset.faults:
         left[fault.kind] += fault.num_lost
-    assert left == {"image": 6, "no image": 1, "identity": 3}
+    assert left == {"unreadable": 6, "other file": 1, "identity": 3}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -212,7 +212,7 @@ def test_convert_unusable_input_is_one_line(tmp_path: Path) -> None:
     refused("layout 'sorted'", layout="sorted")
     refused("quality 0", quality=0)
     (tmp_path / "in" / "p" / "x.jpg").write_bytes(b"x")
-    refused("none of 1 files can be read")
+    refused("none of its images can be used")
     save(tmp_path / "in" / "p" / "x.jpg", picture(0))
     convert_folder(tmp_path / "in", tmp_path / "out")
     with pytest.raises(DataError, match="not empty"):
@@ -281,7 +281,7 @@ def test_convert_killed_in_any_pass_resumes_to_the_same_bytes(
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert [fault.member for fault in dataset.faults] == ["bad"]
     assert pq.read_table(out / "lost.parquet").to_pylist() == [
-        {"key": "bad", "kind": "image", "fault": "p2: bad at byte 0: no bytes"}
+        {"key": "bad", "kind": "unreadable", "fault": "p2: bad: no bytes"}
     ]
     if phase == "write shards":
         assert before
@@ -344,7 +344,7 @@ def in_tasks(work: Any, parts: Any, name: str, *, rows: int | None = None) -> An
 
 
 def test_convert_after_a_mended_source_starts_over(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of 1 files can be read"):
+    with pytest.raises(DataError, match="none of its images can be used"):
         convert(InMemory([[("k0", "ann", b"")]]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert convert(InMemory([images(1)]), tmp_path / "out").num_images == 1
@@ -416,10 +416,21 @@ def test_convert_with_options_leaves_out_and_encodes_what_they_say(tmp_path: Pat
     source = InMemory([[(f"{key}{n}", name, images(1)[0][2]) for key, name, count in given for n in range(count)]])
     dataset = convert(source, tmp_path / "out", ConvertSettings(min_images=2, limit=10, jpeg_quality=30))
     assert (dataset.identities, np.bincount(dataset.index.label).tolist()) == (("ann", "cy"), [3, 6])
-    assert [(fault.member, fault.reason) for fault in dataset.faults] == [("bob", "only 1 readable images")]
+    assert [(fault.member, fault.reason) for fault in dataset.faults] == [("bob", "only 1 readable image")]
     sample = read_samples(dataset.shard_paths(), dataset.index)[0]
     assert isinstance(sample, Sample)
     assert len(sample.jpeg) < len(images(1)[0][2])
+
+
+def test_convert_of_several_sources_names_all_of_them_for_an_identity_that_is_left_out(tmp_path: Path) -> None:
+    for name, identities in (("a", "ab"), ("b", "bc")):
+        for identity in identities:
+            save(tmp_path / name / identity / f"{name}.jpg", picture(0))
+    sources = [FolderSource(tmp_path / name) for name in "ab"]
+    dataset = convert(sources, tmp_path / "out", ConvertSettings(min_images=2))
+    assert dataset.identities == ("b",)
+    both = f"[{sources[0].root},{sources[1].root}]"
+    assert [str(fault) for fault in dataset.faults] == [f"{both}: {name}: only 1 readable image" for name in "ac"]
 
 
 def test_convert_with_keys_that_a_source_repeats_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

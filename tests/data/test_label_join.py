@@ -33,6 +33,7 @@ from rayface.storage import DataError
 from rayface.training import trainer, validate
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import DataFacts, check_data, check_output
+from rayface.values import counted
 
 SEPARATE = ConvertSettings(join="separate")
 ZOE, ZOE_DECOMPOSED = (unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD"))
@@ -104,7 +105,7 @@ def test_join_labels_of_ambiguous_labels_is_refused(parts: Any, shared: int, by_
     sizes = [part if isinstance(part, int) else len(part) for part in parts]
     labels, apart = (joined(*parts, mode=mode) for mode in ("labels", "separate"))
     assert (labels.mode, labels.num_classes, maps(labels)) == ("labels", sum(sizes) - shared, by_label)
-    assert f"{shared} labels with images in more than one" in str(labels.text)
+    assert f"{counted(shared, 'label')} with images in more than one" in str(labels.text)
     assert (apart.num_classes, maps(apart)) == (sum(sizes), [[*range(sizes[0])], [*range(sizes[0], sum(sizes))]])
 
 
@@ -186,7 +187,7 @@ def test_join_labels_separately_keeps_all_names() -> None:
     assert joined(["ann"], ["bob"], mode="separate").identities == ("ann", "bob")
     apart = joined(["ann", "bob"], ["ann"], mode="separate")
     assert apart.identities == ("a/ann", "a/bob", "b/ann")
-    assert "1 names in more than one, treated as different persons" in str(apart.text)
+    assert "1 name in more than one, treated as different persons" in str(apart.text)
     assert joined(["ann"], 3, mode="separate").identities is None
 
 

@@ -125,7 +125,7 @@ def test_manifest_of_scan_with_images_of_two_sizes_has_no_size() -> None:
 
 def test_manifest_of_scan_without_a_readable_sample_names_the_first_fault() -> None:
     fault = Fault(shard="a.tar", member="k.jpg", offset=3, reason="corrupt", kind="header")
-    with pytest.raises(DataError, match=r"^/x: no readable sample .* in 1 shards; the first fault: a.tar: k.jpg"):
+    with pytest.raises(DataError, match=r"^/x: no readable sample .* in 1 shard; the first fault: a.tar: k.jpg"):
         manifest_of_scan("/x", ["a.tar"], [scan([], faults=[fault])])
 
 

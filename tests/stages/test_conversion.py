@@ -119,7 +119,7 @@ def test_write_target_that_was_cut_off_takes_up_its_dataset(tmp_path: Path, monk
         write_target(target_config(tmp_path, seed=1))
     monkeypatch.setattr(conversion, "convert_sources", None)
     written = write_target(target_config(tmp_path))
-    assert (written.num_images, [fault.kind for fault in written.faults]) == (2, ["image"])
+    assert (written.num_images, [fault.kind for fault in written.faults]) == (2, ["unreadable"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -157,7 +157,7 @@ def test_write_target_of_a_conversion_that_was_killed_resumes_it(
             write_target(target_config(tmp_path))
     assert removed == []
     written = write_target(target_config(tmp_path, "folder"))
-    assert (written.num_images, [fault.kind for fault in written.faults]) == (2, ["image"])
+    assert (written.num_images, [fault.kind for fault in written.faults]) == (2, ["unreadable"])
     assert removed == ["out", ".out.dataset"]  # the complete one, to know that; the rest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 

@@ -52,12 +52,12 @@ def test_convert_source_warns_of_each_fault_and_counts_them_by_kind(
     config = load(overrides={f"convert.{key}": str(value) for key, value in keys.items()})
     with caplog.at_level(logging.WARNING):
         found = functions.convert_source(config, False)
-    assert (found["images"], found["left_out"]) == (2, {"image": 1})
+    assert (found["images"], found["faults"], found["left_out"]) == (2, 1, {"unreadable": 1})
     assert "ann/0.jpg" in caplog.text
     faults = [
         Fault(shard="a.tar", member=None, offset=0, reason="corrupt", kind=k, num_lost=2) for k in ("a", "b", "a")
     ]
-    assert functions._with_faults({"images": 2}, faults) == {"images": 2, "left_out": {"a": 4, "b": 2}}
+    assert functions._with_faults({"images": 2}, faults) == {"images": 2, "faults": 6, "left_out": {"a": 4, "b": 2}}
 
 
 def test_embed_dataset_warns_of_faults_and_shows_their_number(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rayface.data.classes import MAX_LABEL
 from rayface.data.decode import SNIFF_BYTES, image_format
 from rayface.data.shards.tar import Fetch, Member, member_blocks
+from rayface.values import counted
 
 _JPEG_SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif"))
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | {"png", "webp", "bmp", "tif", "tiff", "gif"}
@@ -157,7 +158,7 @@ def _json_label(text: bytes) -> int:
 
 def _in_range(label: int, num_classes: int | None) -> int:
     if label > MAX_LABEL or (num_classes is not None and label >= num_classes):
-        raise ValueError(f"label {label} is out of range: {num_classes or MAX_LABEL + 1} classes")
+        raise ValueError(f"label {label} is out of range: {counted(num_classes or MAX_LABEL + 1, 'class')}")
     return label
 
 

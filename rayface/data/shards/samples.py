@@ -30,26 +30,27 @@ class Fault:
     Attributes:
         shard: path of the file or source.
         member: name in it, None for the whole.
-        offset: byte in the file.
+        offset: byte in the file; None for a whole file, or a member without a known place.
         num_lost: samples known to be lost; 0 if only a rule is broken.
-        kind: for summaries. Of samples: header, truncated, missing member, label, duplicate key, special file, jpeg,
-            index, name. Of whole shards: not a tar, not read, labels, size, count, digest, unlisted. Of what a
-            conversion left out: image (cannot be read), no image, hidden, link, special file, folder, outside,
-            identity.
+        kind: for summaries. Of samples: header, truncated, missing member, label, duplicate key, special file,
+            unreadable (an image that cannot be decoded), index, name. Of whole shards: not a tar, not read, labels,
+            size, count, digest, unlisted. Of what a conversion left out, see docs/data.md: unreadable, other file,
+            hidden, link, alias, special file, folder, outside, identity.
     """
 
     shard: str
     member: str | None
-    offset: int
+    offset: int | None = None
     reason: str
     num_lost: int = 1
-    kind: str = "jpeg"
+    kind: str = "unreadable"
 
     def __str__(self) -> str:
         from rayface.values import visible  # imports PyYAML, which the GPU kit's machine may lack
 
-        member = f"{self.member} " if self.member else ""
-        line = printable(mask(f"{self.shard}: {member}at byte {self.offset}: {self.reason}"))
+        place = None if self.offset is None else f"at byte {self.offset}"
+        where = " ".join(part for part in (self.member, place) if part)
+        line = printable(mask(": ".join(part for part in (self.shard, where, self.reason) if part)))
         return visible(line).replace("\n", "\\n")  # names are of strangers, who could add lines to faults.log
 
 

@@ -145,7 +145,7 @@ def _decoded(shard: str, sample: Sample) -> Sample | Fault:
         decode_image(sample.jpeg)
     except ValueError as error:
         name, offset = locate_member(shard, sample.offset, sample.num_bytes, IMAGE_SUFFIXES)
-        return Fault(shard=shard, member=name, offset=offset, reason=f"corrupt image: {error}", kind="jpeg")
+        return Fault(shard=shard, member=name, offset=offset, reason=f"corrupt image: {error}", kind="unreadable")
     return sample
 
 

@@ -43,7 +43,7 @@ def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: b
         items = iter_members(fetch, source.size)
         start = list(_until_member(items))
         if reason := _not_a_tar(start, fetch, source.size):
-            yield Fault(shard=shard, member=None, offset=0, reason=reason, kind=NOT_A_TAR)
+            yield Fault(shard=shard, member=None, reason=reason, kind=NOT_A_TAR)
             return
         groups = group_members(itertools.chain(start, items))
         parser = SampleParser(shard, fetch, num_classes, read_jpeg)

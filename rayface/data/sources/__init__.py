@@ -73,6 +73,9 @@ def open_source(kind: str, src: str | Path, options: Mapping[str, object] | None
         settings = TypeAdapter(settings_class).validate_python(dict(options or {}))
     except ValidationError as error:
         first = error.errors()[0]
+        rule = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # of the settings' own check, which names the setting and its value
+            raise ValueError(f"convert.options.{rule}") from None
         where = ".".join(["convert.options", *map(str, first["loc"])])
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(f"{where}: {first['input']!r}: {rule[0].lower()}{rule[1:]}") from None
     return SOURCES[kind](src, settings)

@@ -52,7 +52,7 @@ class SourceImage(NamedTuple):  # not a dataclass: made once per image
     data: bytes
     shard: str
     member: str | None = None
-    offset: int = 0
+    offset: int | None = None
     measures: tuple[float, ...] = ()
 
 

@@ -60,9 +60,9 @@ class BinSource(DatasetSource):
         file, numbers = self._opened(), images["number"].to_pylist()
         for number, data in zip(numbers, file.read(numbers), strict=True):
             image = file.images[number]
-            offset, member = 0 if isinstance(image, bytes) else image.offset, f"image {number}"
+            offset, member = None if isinstance(image, bytes) else image.offset, f"image {number}"
             if isinstance(data, PickleError):
-                yield Fault(shard=self.root, member=member, offset=offset, reason=str(data), kind="image")
+                yield Fault(shard=self.root, member=member, offset=offset, reason=str(data), kind="unreadable")
             else:
                 yield SourceImage(data, self.root, member, offset)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rayface.data.sources.pickle_values import Array, Bytes, PickleError, Span
 from rayface.data.sources.pickled import read_pickle
 from rayface.storage import DataError, Source, windowed
+from rayface.values import counted
 
 _WINDOW = 1 << 20
 _FOLDS = 10
@@ -79,7 +80,7 @@ def _checked(value: object, source: Source) -> tuple[list[Bytes], NDArray[np.boo
     images = [_image(item, number) for number, item in enumerate(value[0])]
     is_same = _bools(value[1], source)
     if not len(is_same) or len(images) != 2 * len(is_same):
-        raise PickleError(f"{len(images)} images for {len(is_same)} pairs: each pair has two")
+        raise PickleError(f"{counted(len(images), 'image')} for {counted(len(is_same), 'pair')}: each pair has two")
     return images, is_same
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rayface.data.shards.samples import Fault
 
 _NAMED = 1000  # of each kind
-_NAMED_ONCE = ("hidden", "no image", "special file")  # obviously not images: one example is enough
+_NAMED_ONCE = ("hidden", "other file", "special file")  # obviously not images: one example is enough
 
 _NO_LOSS = (*_NAMED_ONCE, "alias", "outside", "identity")
 
@@ -70,8 +70,7 @@ class FaultLog:
             Fault(
                 shard=self.root,
                 member=None,
-                offset=0,
-                reason=f"{more} more: {kind}",
+                reason=f"{more} more of kind '{kind}'",
                 num_lost=self._num_lost[kind],
                 kind=kind,
             )

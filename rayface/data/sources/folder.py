@@ -156,10 +156,10 @@ class FolderSource(DatasetSource):
             is_image = has_image_suffix(entry.name)
         if is_image:
             return self._fault(entry.name, "outside", "image outside of an identity's folder")
-        return self._fault(entry.name, "no image", "not an image")
+        return self._fault(entry.name, "other file", "not an image")
 
     def _fault(self, path: str, kind: str, reason: str) -> Fault:
-        return Fault(shard=self.root, member=printable(path), offset=0, reason=reason, kind=kind)
+        return Fault(shard=self.root, member=printable(path), reason=reason, kind=kind)
 
 
 def is_hidden(name: str) -> bool:

@@ -21,12 +21,12 @@ def read_image_file(root: str, path: str) -> SourceImage | Fault:
     try:
         with Source(where) as source:
             if image_format(source.read(0, SNIFF_BYTES)) is None and not has_image_suffix(path):
-                return _fault(root, path, "no image", "not an image")
+                return _fault(root, path, "other file", "not an image")
             if source.size > _MAX_BYTES:
-                return _fault(root, path, "image", f"{source.size} bytes, more than {_MAX_BYTES}")
+                return _fault(root, path, "unreadable", f"{source.size} bytes, more than {_MAX_BYTES}")
             return SourceImage(source.read(0, source.size), root, printable(path))
     except DataError as error:
-        return _fault(root, path, "image", one_line(error).removeprefix(f"{where}: "))
+        return _fault(root, path, "unreadable", one_line(error).removeprefix(f"{where}: "))
 
 
 def _is_inside(root: str, path: str) -> bool:
@@ -45,4 +45,4 @@ def has_image_suffix(path: str) -> bool:
 
 
 def _fault(root: str, path: str, kind: str, reason: str) -> Fault:
-    return Fault(shard=root, member=printable(path), offset=0, reason=reason, kind=kind)
+    return Fault(shard=root, member=printable(path), reason=reason, kind=kind)

@@ -55,16 +55,21 @@ class ListSource(DatasetSource):
         self._has_integers = False
 
     def prepare(self, near: str) -> None:
+        if is_local(self.root) and os.path.isdir(self.root):
+            raise DataError(f"{self.root}: is a folder: give the file that lists its images, or --from folder")
         with Source(self.root) as source:
             self._size = source.size
-            offsets, lines = list(zip(*_texts(0, source.read(0, _MAX_LINE)), strict=True)) or [(), ()]
+            texts = list(_texts(0, source.read(0, _MAX_LINE)))
+        lines = [line for _, line in texts]
         try:
-            self._format = format_of(lines[0], *lines[1:2])
+            self._format = format_of(*lines[:2]) if lines else self._format
+            if len(lines) <= self._format.has_header:
+                raise DataError(f"{self.root}: lists no image: each line needs the path of an image and its label")
             first = self._format.parse(lines[self._format.has_header])
-        except (LineError, IndexError) as error:
+        except LineError as error:
             reason = f"no list of paths and labels ({error}): name its columns path and label in the first line"
             raise DataError(f"{self.root}: {reason}") from None
-        self._header = offsets[0] if self._format.has_header else -1
+        self._header = texts[0][0] if self._format.has_header else -1
         self._has_integers = is_label(first[1])
 
     def parts(self) -> Sequence[str]:

@@ -92,7 +92,7 @@ class LmdbSource(DatasetSource):
                 name, value = key.decode("utf-8", "backslashreplace"), transaction.get(key)
                 try:
                     if value is None:
-                        raise EntryError("is not there any more", "image")
+                        raise EntryError("is not there any more", "unreadable")
                     yield SourceImage(parse_entry(value).image(value), self.root, name)
                 except EntryError as error:
                     yield self._fault(name, str(error), error.kind)
@@ -130,7 +130,7 @@ class LmdbSource(DatasetSource):
         return entry.label
 
     def _fault(self, name: str, reason: str, kind: str) -> Fault:
-        return Fault(shard=self.root, member=name, offset=0, reason=reason, kind=kind)
+        return Fault(shard=self.root, member=name, reason=reason, kind=kind)
 
 
 def _is_no_image(transaction: Any, key: bytes) -> bool:

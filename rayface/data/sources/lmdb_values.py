@@ -45,12 +45,12 @@ class Entry(NamedTuple):
             if isinstance(data, Span):
                 data = data.read(lambda at, count: bytes(value[at : at + count]))
         except PickleError as error:
-            raise EntryError(str(error), "image") from None
+            raise EntryError(str(error), "unreadable") from None
         if self.shape is None:
             return data
         channels, height, width = self.shape
         if channels not in (1, 3) or height < 1 or width < 1 or len(data) != channels * height * width:
-            raise EntryError(f"{len(data)} bytes for pixels of shape {self.shape}", "image")
+            raise EntryError(f"{len(data)} bytes for pixels of shape {self.shape}", "unreadable")
         pixels = np.frombuffer(data, np.uint8).reshape(self.shape).transpose(1, 2, 0)
         return cv2.imencode(".png", pixels)[1].tobytes()
 
@@ -74,7 +74,7 @@ def parse_entry(value: Any) -> Entry:
             return _of_pickle(value)
     except ValueError as error:
         reason = f"neither an image, nor a pickle or Datum of one and its label ({error})"
-        raise EntryError(reason, "image") from None
+        raise EntryError(reason, "unreadable") from None
 
 
 def _of_pickle(value: Any) -> Entry:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rayface.storage import open_binary
+from rayface.values import counted
 
 _PATHS = ("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img", "image_id")
 _LABELS = ("label", "identity", "id", "person", "person_id", "subject", "class", "identity_id", "name")
@@ -37,7 +38,7 @@ class ListFormat(NamedTuple):
         fields = _fields(line, self.delimiter)
         path, label = (self.path, self.label) if self.path >= 0 else _path_and_label(fields)
         if max(path, label) >= len(fields):
-            raise LineError(f"{len(fields)} columns")
+            raise LineError(counted(len(fields), "column"))
         if not fields[path] or not fields[label]:
             raise LineError("no path" if not fields[path] else "no label")
         return fields[path], fields[label]
@@ -115,7 +116,7 @@ def _path_and_label(fields: list[str]) -> tuple[int, int]:
             return len(fields) - 1, 1
     if len(fields) == 2:
         return (1, 0) if _is_number(fields[0]) and not _is_number(fields[1]) else (0, 1)
-    raise LineError(f"{len(fields)} columns, neither path and label nor number, label, path")
+    raise LineError(f"{counted(len(fields), 'column')}, neither path and label nor number, label, path")
 
 
 def _is_number(text: str) -> bool:

@@ -13,6 +13,7 @@ from rayface.data.dataset import Dataset
 from rayface.data.manifest import PAIRS
 from rayface.data.shards.members import parse_name
 from rayface.storage import DataError, join, read_bytes, write_bytes
+from rayface.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def write_pairs_csv(
             num_lost += 1
     root = dataset.roots[0]
     if num_lost:
-        logger.warning("%s: %d of %d pairs are left out: an image of each is lost", root, num_lost, len(a))
+        logger.warning("%s: %d of %s left out: an image of each is lost", root, num_lost, counted(len(a), "pair"))
     write_bytes(join(root, PAIRS), text.getvalue().encode())
 
 

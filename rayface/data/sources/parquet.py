@@ -118,7 +118,7 @@ class ParquetSource(DatasetSource):
                 table = file.read_row_group(group, columns=wanted)
             except (pa.ArrowException, OSError) as error:
                 reason = f"row group {group} cannot be read ({one_line(error)})"
-                fault = Fault(shard=path, member=None, offset=0, reason=reason, num_lost=num_rows, kind="not read")
+                fault = Fault(shard=path, member=None, reason=reason, num_lost=num_rows, kind="not read")
                 return PartListing(
                     images=_listing([], pa.array([], pa.int64()), []), faults=FaultLog(self.root, [fault])
                 )
@@ -129,7 +129,7 @@ class ParquetSource(DatasetSource):
         faults = FaultLog(self.root)
         for row in pc.indices_nonzero(pc.invert(is_valid)).to_pylist():
             reason = f"label {labels[row].as_py()} is not a number from 0 to {MAX_LABEL}"
-            faults.add(Fault(shard=path, member=_member(group, row), offset=0, reason=reason, kind="label"))
+            faults.add(Fault(shard=path, member=_member(group, row), reason=reason, kind="label"))
         given = next((column for column in (columns.path, columns.key) if column), None)
         keys = fields[given].to_pylist() if given else [None] * num_rows
         images = _listing([_key(keys[row], group, row) for row in rows], labels.take(pa.array(rows, pa.int64())), rows)
@@ -143,7 +143,7 @@ class ParquetSource(DatasetSource):
                 yield SourceImage(found, path, _member(group, row))
             else:
                 reason = found or "no bytes"
-                yield Fault(shard=path, member=_member(group, row), offset=0, reason=reason, kind="image")
+                yield Fault(shard=path, member=_member(group, row), reason=reason, kind="unreadable")
 
     def for_task(self) -> ParquetSource:
         own = copy.copy(self)

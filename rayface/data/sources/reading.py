@@ -58,7 +58,7 @@ def _converted(image: SourceImage, source: DatasetSource, quality: int | None) -
         return image
     except ValueError as error:
         reason = one_line(error)
-        return Fault(shard=image.shard, member=image.member, offset=image.offset, reason=reason, kind="image")
+        return Fault(shard=image.shard, member=image.member, offset=image.offset, reason=reason, kind="unreadable")
 
 
 def as_jpeg(data: bytes, size: int, quality: int) -> bytes:

@@ -30,6 +30,7 @@ from rayface.data.sources.recordio import (
     read_record,
 )
 from rayface.storage import DataError, Source, exists, forward_reads, join, list_files, one_line
+from rayface.values import counted
 
 _PART_BYTES = 128 << 20
 _TEXT_BYTES = 16 << 20  # of an .idx at once
@@ -67,7 +68,7 @@ class RecSource(DatasetSource):
             with Source(path) as source:
                 size = self._size[path] = source.size
             if not size:
-                self._faults.append(_fault(path, 0, "the file is empty", "truncated"))
+                self._faults.append(_fault(path, None, "the file is empty", "truncated"))
             self._parts += [_Part(path, start, min(start + _PART_BYTES, size)) for start in range(0, size, _PART_BYTES)]
             self._faults += _missing_by_idx(path, size)
         if not self._parts:
@@ -161,10 +162,10 @@ def _missing_by_idx(path: str, size: int) -> list[Fault]:
             )
             lost += int((table["offset"].to_numpy() >= size).sum())
     except pa.ArrowException as error:
-        return [_fault(idx, 0, f"not read: {one_line(error)}", "index", 0)]
+        return [_fault(idx, None, f"not read: {one_line(error)}", "index", 0)]
     if not lost:
         return []
-    reason = f"truncated: {lost} records that {os.path.basename(idx)} names are missing"
+    reason = f"truncated: {counted(lost, 'record')} of {os.path.basename(idx)} missing"
     return [_fault(path, size, reason, "truncated", lost)]
 
 
@@ -202,10 +203,12 @@ def _missing_by_record_0(path: str, fetch: Fetch, size: int, last: ImageRecord) 
     if not 1 < first_table < end < _EXACT:
         return None
     lost = max(1, int(first_table) - 1 - last.id)
-    return _fault(path, size, f"truncated: {lost} of {int(first_table) - 1} images are missing", "truncated", lost)
+    return _fault(
+        path, size, f"truncated: {lost} of {counted(int(first_table) - 1, 'image')} missing", "truncated", lost
+    )
 
 
-def _fault(path: str, offset: int, reason: str, kind: str, num_lost: int = 1) -> Fault:
+def _fault(path: str, offset: int | None, reason: str, kind: str, num_lost: int = 1) -> Fault:
     return Fault(shard=path, member=None, offset=offset, reason=reason, num_lost=num_lost, kind=kind)
 
 

@@ -96,7 +96,7 @@ class WebDatasetSource(DatasetSource):
         return dataclasses.replace(fault, shard=self._sources[part])
 
     def _folder_fault(self, folder: str) -> Fault:
-        return Fault(shard=self.root, member=folder, offset=0, reason="cannot be listed", kind="folder")
+        return Fault(shard=self.root, member=folder, reason="cannot be listed", kind="folder")
 
     def _plain(self, part: int) -> str:
         """Return the path of a plain tar: the tar itself, or its unpacked copy, which is made if it is missing."""

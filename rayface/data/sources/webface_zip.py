@@ -109,10 +109,10 @@ class WebfaceZipSource(DatasetSource):
                 try:
                     data = _content(fetch, member)
                 except _MemberError as error:
-                    yield _fault(path, name, member.offset, str(error), "image")
+                    yield _fault(path, name, member.offset, str(error), "unreadable")
                     continue
                 if image_format(data[:SNIFF_BYTES]) is None and not has_image_suffix(name):
-                    yield _fault(path, name, member.offset, "not an image", "no image")
+                    yield _fault(path, name, member.offset, "not an image", "other file")
                 else:
                     yield SourceImage(data, path, name, member.offset)
 
@@ -167,13 +167,13 @@ def _refused(member: zipfile.ZipInfo, next_offset: int) -> tuple[str, str] | Non
     if member.is_dir():
         return None
     if "/" not in name:
-        return "outside", "image outside of an identity's folder"
+        return "outside", "file outside of an identity's folder"
     if member.flag_bits & _ENCRYPTED:
-        return "image", "encrypted"
+        return "unreadable", "encrypted"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "image", f"packed by method {member.compress_type}: only stored and deflated members are read"
+        return "unreadable", f"packed by method {member.compress_type}: only stored and deflated members are read"
     if member.file_size > _MAX_BYTES:
-        return "image", f"{member.file_size} bytes, more than {_MAX_BYTES}"
+        return "unreadable", f"{member.file_size} bytes, more than {_MAX_BYTES}"
     if member.header_offset < 0:
         return "truncated", "begins before the archive"
     end = member.header_offset + _LOCAL.size + len(_raw_name(member)) + member.compress_size

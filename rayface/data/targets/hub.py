@@ -9,6 +9,7 @@ from rayface.data.targets.samples import Written
 from rayface.hub_card import CARD, hub_card
 from rayface.markdown import plain
 from rayface.storage import join, write_bytes
+from rayface.values import counted
 
 
 def write_hub(dataset: Dataset, out: str) -> Written:
@@ -27,7 +28,7 @@ def write_hub(dataset: Dataset, out: str) -> Written:
             "size_categories": [_size_category(written.num_images)],
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
         }
-        counts = f"{written.num_images:,} images of {dataset.num_classes_with_images:,} identities"
+        counts = f"{counted(written.num_images, 'image')} of {counted(dataset.num_classes_with_images, 'identity')}"
         side = " x ".join(map(str, about.image_size)) + " pixels" if about.image_size else "of several sizes"
         text = (
             f"# {plain(dataset.name)}\n\n{counts}, {side}.\n\n"

@@ -78,7 +78,7 @@ def test_list_sources_of_two_without_names_needs_a_join(tmp_path: Path, join: st
 
 def test_list_sources_again_lists_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = work_folder(tmp_path)
-    fault = Fault(shard="p0", member="x", offset=0, reason="corrupt", kind="image")
+    fault = Fault(shard="p0", member="x", offset=0, reason="corrupt", kind="unreadable")
     source = InMemory(NAMED, faults=FaultLog("memory", [fault]))
     found = listed(work, source)
     monkeypatch.setattr(source, "list_images", None)
@@ -87,7 +87,7 @@ def test_list_sources_again_lists_nothing_twice(tmp_path: Path, monkeypatch: pyt
 
 
 def test_list_sources_without_an_image_names_the_source_and_the_first_fault(tmp_path: Path) -> None:
-    fault = Fault(shard="p0", member="x", offset=0, reason="corrupt", kind="image")
+    fault = Fault(shard="p0", member="x", offset=0, reason="corrupt", kind="unreadable")
     source = InMemory([[]], faults=FaultLog("memory", [fault]))
     with pytest.raises(DataError, match=r"memory: no images to convert: .*; the first fault: p0: x") as caught:
         listed(work_folder(tmp_path), source)

@@ -45,3 +45,8 @@ def test_shard_rows_of_a_thousand_shards_take_one_pass() -> None:
 def test_fault_of_a_name_with_control_characters_is_one_visible_line() -> None:
     fault = Fault(shard="a.tar", member="x\nnode lost\x1b]0;title\x07", offset=0, reason="label\r\u202e")
     assert str(fault) == r"a.tar: x\nnode lost\x1b]0;title\x07 at byte 0: label\r\u202e"
+
+
+def test_fault_without_a_place_in_the_file_names_none() -> None:
+    assert str(Fault(shard="in", member="ann/x.jpg", reason="no bytes")) == "in: ann/x.jpg: no bytes"
+    assert str(Fault(shard="in", member=None, reason="2 more")) == "in: 2 more"

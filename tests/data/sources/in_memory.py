@@ -40,4 +40,4 @@ class InMemory(DatasetSource):
             if data[key]:
                 yield SourceImage(data[key], f"p{part}", key, 7)
             else:
-                yield Fault(shard=f"p{part}", member=key, offset=0, reason="no bytes", kind="image")
+                yield Fault(shard=f"p{part}", member=key, reason="no bytes", kind="unreadable")

@@ -133,7 +133,7 @@ def test_plugin_that_fails_for_one_image_names_it_as_a_fault(tmp_path: Path) -> 
     dataset = convert(open_source("half", tmp_path), tmp_path / "out")
     assert (dataset.identities, sorted(dataset.keys())) == (("ann", "bob"), ["a", "c"])
     assert [(fault.shard, fault.member, fault.offset, fault.kind) for fault in dataset.faults] == [
-        ("file", "b", 7, "image")
+        ("file", "b", 7, "unreadable")
     ]
 
 
@@ -153,8 +153,8 @@ def test_open_source_with_options_sets_its_settings() -> None:
     ("options", "message"),
     [
         ({"side": 3}, "convert.options.side: folder has no such setting: it has image_size, quality"),
-        ({"quality": 0}, "convert.options: quality 0: must be from 1 to 100"),
-        ({"quality": "high"}, "convert.options.quality: Input should be a valid integer"),
+        ({"quality": 0}, "convert.options.quality 0: must be from 1 to 100"),
+        ({"quality": "high"}, "convert.options.quality: 'high': input should be a valid integer"),
     ],
 )
 def test_open_source_with_an_invalid_option_is_one_line(options: dict[str, object], message: str) -> None:

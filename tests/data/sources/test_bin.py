@@ -70,7 +70,7 @@ def test_bin_with_an_unreadable_image_loses_its_pairs_by_name(
     assert _outcome(["convert", str(tmp_path / "x.bin"), str(tmp_path / "out"), "--from", "bin"]) == (0, "")
     text = "\n".join(messages())
     assert "x.bin: image 54 at byte" in text
-    assert "1 of 28 pairs are left out" in text
+    assert "1 of 28 pairs left out" in text
     assert (tmp_path / "out" / "pairs.csv").read_text().count("\n") == 28
 
 
@@ -103,7 +103,7 @@ def test_bin_that_is_hostile_is_refused_by_name_and_runs_nothing(tmp_path: Path)
     [
         ([A, B], [], "2 images for 0 pairs"),
         ([], [], "0 images for 0 pairs"),
-        ([A, B, C], [True], "3 images for 1 pairs"),
+        ([A, B, C], [True], "3 images for 1 pair"),
         ([A, "text"], [True], "image 1 is str and not bytes"),
         ([A, "text" * 100], [True], "image 1 is Span and not bytes"),
         ([A, None], [True], "image 1 is NoneType and not bytes"),

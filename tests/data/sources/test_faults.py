@@ -7,8 +7,8 @@ from rayface.data.sources import faults
 from rayface.data.sources.faults import FaultLog
 
 
-def fault(member: str, kind: str = "image", num_lost: int = 1) -> Fault:
-    return Fault(shard="src", member=member, offset=0, reason="bad", num_lost=num_lost, kind=kind)
+def fault(member: str, kind: str = "unreadable", num_lost: int = 1) -> Fault:
+    return Fault(shard="src", member=member, reason="bad", num_lost=num_lost, kind=kind)
 
 
 def test_fault_log_beyond_its_limit_counts_faults_and_losses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,11 +18,11 @@ def test_fault_log_beyond_its_limit_counts_faults_and_losses(monkeypatch: pytest
     log.update(other)
     told = [(each.member, each.reason, each.kind, each.num_lost) for each in log.faults()]
     assert told == [
-        ("a", "bad", "image", 1),
-        ("b", "bad", "image", 1),
+        ("a", "bad", "unreadable", 1),
+        ("b", "bad", "unreadable", 1),
         ("x", "bad", "hidden", 1),
-        (None, "4 more: image", "image", 7),
-        (None, "1 more: hidden", "hidden", 1),
+        (None, "4 more of kind 'unreadable'", "unreadable", 7),
+        (None, "1 more of kind 'hidden'", "hidden", 1),
     ]
 
 

@@ -59,7 +59,7 @@ def test_folder_with_hidden_and_tool_folders_counts_them_as_left_out(people: Pat
         ("identity", "empty", 1),
         ("hidden", None, 6),
     ]
-    assert dataset.faults[-1].reason == "6 more: hidden"
+    assert dataset.faults[-1].reason == "6 more of kind 'hidden'"
 
 
 def test_folder_with_odd_suffixes_recognises_images_by_content(people: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_folder_with_odd_suffixes_recognises_images_by_content(people: Path, tmp
     left: Counter[str] = Counter()
     for fault in dataset.faults:
         left[fault.kind] += fault.num_lost
-    assert left == {"no image": 4, "special file": 1}
+    assert left == {"other file": 4, "special file": 1}
 
 
 def test_folder_names_in_two_unicode_forms_are_one_identity(people: Path, tmp_path: Path) -> None:

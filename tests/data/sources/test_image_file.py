@@ -27,7 +27,12 @@ def test_read_image_file_that_is_none_is_a_fault_of_its_kind(tmp_path: Path, mon
     (tmp_path / "secret.jpg").write_bytes(picture(0, "jpg"))
     os.symlink(tmp_path / "secret.jpg", root / "link.jpg")
     monkeypatch.setattr(image_file, "_MAX_BYTES", 100)
-    for name, kind in (("text", "no image"), ("large.jpg", "image"), ("link.jpg", "link"), ("missing.jpg", "image")):
+    for name, kind in (
+        ("text", "other file"),
+        ("large.jpg", "unreadable"),
+        ("link.jpg", "link"),
+        ("missing.jpg", "unreadable"),
+    ):
         found = read_image_file(str(root), name)
         assert isinstance(found, Fault)
         assert (found.kind, found.member) == (kind, name)

@@ -111,10 +111,10 @@ def test_list_lines_that_are_invalid_or_lead_out_are_named(images: Path, tmp_pat
     assert sum("leads out" in fault.reason for fault in of_lines) == 5
     others = sorted((fault.kind, fault.member) for fault in dataset.faults if fault.kind != "label")
     assert others == [
-        ("image", "a/missing.jpg"),
         ("link", "a/link.jpg"),
         ("link", "a/linked/0.jpg"),
-        ("no image", "notes.txt"),
+        ("other file", "notes.txt"),
+        ("unreadable", "a/missing.jpg"),
     ]
 
 
@@ -133,9 +133,14 @@ def test_list_in_a_store_gives_the_images_of_folders_with_odd_names(object_store
     assert sorted(samples(dataset).values()) == [(path[:-6], data) for path, data in zip(paths, JPEG[:3], strict=True)]
 
 
+def test_list_that_is_a_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder: give the file that lists its images, or --from folder"):
+        convert(ListSource(tmp_path), tmp_path / "out")
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "one\n", "path,label\n", "a,b,c,d\n", "1 2 3\n"])
 def test_list_without_paths_and_labels_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "faces.csv").write_text(text)
-    message = r"faces\.csv: (no list of paths and labels .*: name its columns|no images to convert)"
+    message = r"faces\.csv: (no list of paths and labels .*: name its columns|lists no image: each line needs)"
     with pytest.raises(DataError, match=message):
         convert(ListSource(tmp_path / "faces.csv"), tmp_path / "out")

@@ -51,7 +51,7 @@ def test_parse_of_a_line_without_a_header_finds_path_and_label(line: str, wanted
 
 @pytest.mark.parametrize("line", ["one", "a,b,c", "1,2,3", ""])
 def test_format_of_a_line_without_path_and_label_is_refused(line: str) -> None:
-    with pytest.raises(LineError, match="columns"):
+    with pytest.raises(LineError, match="column"):
         format_of(line)
 
 

@@ -130,11 +130,11 @@ def test_parquet_rows_without_image_or_label_are_faults(tmp_path: Path) -> None:
     dataset = convert(ParquetSource(path), tmp_path / "out")
     assert [image for _, image in samples(dataset).values()] == [JPEG[0]]
     assert sorted((fault.kind, fault.member) for fault in dataset.faults) == [
-        ("image", "row 0 of row group 1"),
-        ("image", "row 1 of row group 0"),
-        ("image", "row 2 of row group 0"),
         ("label", "row 1 of row group 1"),
         ("label", "row 2 of row group 1"),
+        ("unreadable", "row 0 of row group 1"),
+        ("unreadable", "row 1 of row group 0"),
+        ("unreadable", "row 2 of row group 0"),
     ]
 
 

@@ -42,7 +42,7 @@ def test_read_images_without_a_size_keeps_the_bytes_of_valid_images() -> None:
     assert isinstance(kept, SourceImage)
     assert kept.data == good
     assert isinstance(fault, Fault)
-    assert (fault.shard, fault.member, fault.offset, fault.kind) == ("p0", "b", 7, "image")
+    assert (fault.shard, fault.member, fault.offset, fault.kind) == ("p0", "b", 7, "unreadable")
     assert "\n" not in fault.reason
 
 

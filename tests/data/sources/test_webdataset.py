@@ -180,7 +180,7 @@ def test_webdataset_unreadable_samples_are_left_out_and_named(tmp_path: Path) ->
     assert found(tmp_path / "out") == {"a": (0, JPEG[0])}
     source = str(tmp_path / "src" / "a.tar.gz")
     named = [(fault.shard, fault.member, fault.kind) for fault in dataset.faults]
-    assert named == [(source, "b.jpg", "jpeg"), (source, "c.jpg", "missing member")]
+    assert named == [(source, "b.jpg", "unreadable"), (source, "c.jpg", "missing member")]
 
 
 def test_webdataset_keys_that_are_no_paths_become_paths(tmp_path: Path) -> None:

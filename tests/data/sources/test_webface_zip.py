@@ -91,13 +91,13 @@ def test_zip_members_that_are_no_images_or_lead_out_are_left_out_by_name(tmp_pat
     assert samples(dataset) == {"a/0": ("a", JPEG[0])}
     assert left_out(dataset) == [
         ("hidden", "__MACOSX/a/._0.jpg"),
-        ("image", "a/bad.jpg"),
         ("name", "../../a/1.jpg"),
         ("name", "/etc/a/2.jpg"),
         ("name", "a/../../b/3.jpg"),
         ("name", "a\\..\\..\\b\\4.jpg"),
-        ("no image", "a/readme.txt"),
+        ("other file", "a/readme.txt"),
         ("outside", "5.jpg"),
+        ("unreadable", "a/bad.jpg"),
     ]
 
 
