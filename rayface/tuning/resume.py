@@ -60,19 +60,16 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     # An override that the sweep was started with changes nothing, so the same command can be repeated.
     new = [text for text in overrides if not {text, mask(text)} & {*started["overrides"]}]
     specs.check_resumable(new)
-    named = _names_server(file, overrides, folder)
-    record_servers([text.partition("=")[2] for text in overrides])
-    if not _is_own_copy(file, folder):
-        record_servers(read_yaml(file))
-    overrides = [text for text in overrides if text in new or _is_not_stored(text)]
-    spec, base = specs.load(local_copy(uri_of(folder / SPEC)), overrides)
+    _record_servers(file, overrides, folder)
+    kept = [text for text in overrides if text in new or _is_not_stored(text)]
+    spec, base = specs.load(local_copy(uri_of(folder / SPEC)), kept)
     # The stored sweep has no credentials and no Ray session, the file may have.
     session = [text for text in overrides if text.startswith(_SESSION)]
     base = configs.with_overrides(replace(base, cluster=Config().cluster), session)
     if resolved := started.get("resolved"):  # not of a sweep of an older rayface
         _refuse_fixed(folder / SPEC, _edited(resolved, masked(specs.flat(spec, base))))
     require_known_servers(specs.flat(spec, base), folder)
-    if not named:
+    if not _names_server(file, overrides, folder):
         check_stored_uri(base.tracking, folder)
     if _is_own_copy(file, folder):
         return spec, base, folder
@@ -89,11 +86,18 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     base = configs.with_overrides(replace(base, cluster=now_base.cluster), session)
     base = configs.with_overrides(base, secret)
     _refuse_fixed(file, edited)
-    given = {"sweep.output", *(text.partition("=")[0] for text in overrides)}
+    given = {"sweep.output", *(text.partition("=")[0] for text in kept)}
     if holds := {key: values for key, values in edited.items() if key not in given}:
         logger.info("%s: edited since the sweep was started, takes effect: %s", file, _listed(holds))
     changed = {key.removeprefix("sweep."): both[1] for key, both in holds.items() if key != "heatmaps"}
     return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
+
+
+def _record_servers(file: Path, overrides: Sequence[str], folder: AnyPath) -> None:
+    """Note the servers of object stores that the command names, or its file."""
+    record_servers([text.partition("=")[2] for text in overrides])
+    if not _is_own_copy(file, folder):
+        record_servers(read_yaml(file))
 
 
 def _names_server(file: Path, overrides: Sequence[str], folder: AnyPath) -> bool:
