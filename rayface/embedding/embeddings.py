@@ -36,11 +36,13 @@ class Embeddings:
         files: ordered by name.
         size: dimension of an embedding, D.
         dtype: "float16" or "float32".
+        model: SHA-256 of the model by the manifest of `rayface embed`; None if unknown.
     """
 
     files: tuple[EmbeddingFile, ...]
     size: int
     dtype: str
+    model: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -71,8 +73,26 @@ def open_embeddings(path: str | Path, key: str | None = None) -> Embeddings:
         raise error if key is None else DataError(f"{key}: {error}") from error.__cause__
 
 
+def check_one_model(source: Embeddings, other: Embeddings, *, source_key: str, key: str) -> None:
+    """Refuse embeddings that are not of the model of `source`.
+
+    Args:
+        source_key, key: config keys that name the two, for messages.
+
+    Raises:
+        ValueError: lengths differ, or the models by both manifests; one line.
+    """
+    rule = "both must come from one model"
+    if other.size != source.size:
+        raise ValueError(f"{key}: its embeddings are of length {other.size}, {source_key} of {source.size}: {rule}")
+    if other.model != source.model and other.model and source.model:
+        raise ValueError(
+            f"{key}: its embeddings are of the model {other.model[:12]}, {source_key} of {source.model[:12]}: {rule}"
+        )
+
+
 def _open(root: str) -> Embeddings:
-    paths, expected = _paths(root)
+    paths, expected, model = _paths(root)
     if not paths:
         raise DataError(f"{root}: no parquet files in this folder; give the output of `rayface embed`")
     with ThreadPoolExecutor(_THREADS) as pool:  # a folder may have 42,475 files
@@ -99,14 +119,14 @@ def _open(root: str) -> Embeddings:
         EmbeddingFile(path=each, num_rows=rows, modified=modified)
         for (each, modified), (rows, _) in zip(paths.items(), looked, strict=True)
     )
-    return Embeddings(files=files, size=size, dtype=dtype)
+    return Embeddings(files=files, size=size, dtype=dtype, model=model)
 
 
-def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Return modification times of the parquet files at `root`, a folder or a file, and their rows by the manifest."""
+def _paths(root: str) -> tuple[dict[str, int], dict[str, int], str | None]:
+    """Return modification times of the parquet files at `root`, a folder or a file; rows and model by the manifest."""
     if root.partition("?")[0].endswith(".parquet"):
         folder, wanted = split(root)
-        return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}, {}
+        return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}, {}, None
     files = list_files(root, "folder of embeddings")
     names = {file.name for file in files}
     if JOB in names and MANIFEST not in names:
@@ -119,8 +139,9 @@ def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
         if file.name.endswith(".parquet") and not file.name.startswith(".")
     }
     if MANIFEST not in names:
-        return found, {}
-    expected = {join(root, name): rows for name, rows in _manifest_rows(root).items()}
+        return found, {}, None
+    rows_by_name, model = _manifest(root)
+    expected = {join(root, name): rows for name, rows in rows_by_name.items()}
     if missing := sorted(expected.keys() - found.keys()):
         raise DataError(
             f"{root}: {len(missing)} of {len(expected)} files in {MANIFEST} are missing ({missing[0]}): run "
@@ -128,14 +149,18 @@ def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
         )
     if unknown := sorted(found.keys() - expected.keys()):
         raise DataError(f"{unknown[0]}: is not in {MANIFEST}: must be a file of this job: move it elsewhere")
-    return found, expected
+    return found, expected, model
 
 
-def _manifest_rows(root: str) -> dict[str, int]:
+def _manifest(root: str) -> tuple[dict[str, int], str | None]:
+    """Return the rows of the files by name, and the digest of the model."""
     path = join(root, MANIFEST)
     try:
-        return {part["path"]: int(part["num_rows"]) for part in json.loads(read_bytes(path))["parts"]}
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(read_bytes(path))
+        model = content.get("model_sha256")
+        rows = {part["path"]: int(part["num_rows"]) for part in content["parts"]}
+        return rows, model if isinstance(model, str) else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {one_line(error)}): delete it, and run the command that "
             "writes it again"
@@ -149,7 +174,7 @@ def missing_parts(root: str) -> list[str]:
         DataError: the manifest cannot be read.
     """
     there = set(list_names(root))
-    return [name for name in _manifest_rows(root) if name not in there]
+    return [name for name in _manifest(root)[0] if name not in there]
 
 
 def _look(path: str) -> tuple[int, tuple[int, str] | None]:

@@ -1,12 +1,13 @@
 """A set of embedding files is opened against its manifest; files of another shape are refused in one line."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.embeddings import MANIFEST, check_one_model, open_embeddings
 from rayface.embedding.part_file import write_part
 from rayface.storage import DataError
 from tests.embedding.embedding_files import KEYS, LABELS, VECTORS, put, table
@@ -57,3 +58,20 @@ def test_open_embeddings_of_a_missing_folder_is_refused(tmp_path: Path) -> None:
         open_embeddings(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"^clean\.exclude: /.*nowhere: no such folder of embeddings$"):
         open_embeddings(tmp_path / "nowhere", "clean.exclude")
+
+
+def test_embeddings_of_two_models_of_one_length_are_refused_together(tmp_path: Path) -> None:
+    found = {}
+    for name, model in (("a", "a" * 64), ("b", "b" * 64), ("unknown", None)):
+        (tmp_path / name).mkdir()
+        put(tmp_path / name, table())
+        parts = [{"path": file.name, "num_rows": 7} for file in sorted((tmp_path / name).glob("*.parquet"))]
+        manifest = {"parts": parts, **({"model_sha256": model} if model else {})}
+        (tmp_path / name / MANIFEST).write_text(json.dumps(manifest))
+        found[name] = open_embeddings(tmp_path / name)
+        assert found[name].model == model
+    check_one_model(found["a"], found["a"], source_key="clustering.embeddings", key="clustering.assign")
+    check_one_model(found["a"], found["unknown"], source_key="clustering.embeddings", key="clustering.assign")
+    refused = r"^clustering.assign: its embeddings are of the model b{12}, clustering.embeddings of a{12}: both"
+    with pytest.raises(ValueError, match=refused):
+        check_one_model(found["a"], found["b"], source_key="clustering.embeddings", key="clustering.assign")

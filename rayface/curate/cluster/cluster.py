@@ -44,7 +44,7 @@ from rayface.curate.work_files import WorkPath
 from rayface.data.configured import open_configured
 from rayface.data.dataset import Dataset
 from rayface.elapsed import Laps
-from rayface.embedding.embeddings import Embeddings, open_embeddings
+from rayface.embedding.embeddings import Embeddings, check_one_model, open_embeddings
 from rayface.files import write_json
 from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
@@ -132,11 +132,8 @@ def _opened(config: Config) -> _Inputs:
     labelled = open_embeddings(settings.calibrate, "clustering.calibrate") if settings.calibrate is not None else None
     known = open_embeddings(settings.assign, "clustering.assign") if settings.assign is not None else None
     for key, other in (("calibrate", labelled), ("assign", known)):
-        if other is not None and other.size != source.size:
-            raise ValueError(
-                f"clustering.{key}: its embeddings are of length {other.size}, clustering.embeddings of "
-                f"{source.size}: both must come from one model"
-            )
+        if other is not None:
+            check_one_model(source, other, source_key="clustering.embeddings", key=f"clustering.{key}")
     dataset = None
     if settings.data:
         dataset = open_configured("clustering.data", settings.data, config.data)

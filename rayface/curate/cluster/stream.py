@@ -29,7 +29,7 @@ from rayface.curate.cluster.result import LABELS, RESULT, ClusterResult, counts_
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.prune.result import JobFacts, Values
-from rayface.embedding.embeddings import Embeddings, open_embeddings
+from rayface.embedding.embeddings import Embeddings, check_one_model, open_embeddings
 from rayface.embedding.rows import EmbeddingFile, read_keys, read_rows
 from rayface.files import write_json
 from rayface.job_folder import exclusive_job_folder
@@ -86,11 +86,8 @@ def cluster_stream(config: Config) -> ClusterResult:
     root = on_disk(str(settings.out), "clustering.out").absolute()
     source = open_embeddings(str(settings.embeddings), "clustering.embeddings")
     labelled = open_embeddings(settings.calibrate, "clustering.calibrate") if settings.calibrate is not None else None
-    if labelled is not None and labelled.size != source.size:
-        raise ValueError(
-            f"clustering.calibrate: its embeddings are of length {labelled.size}, clustering.embeddings of "
-            f"{source.size}: both must come from one model"
-        )
+    if labelled is not None:
+        check_one_model(source, labelled, source_key="clustering.embeddings", key="clustering.calibrate")
     job: Values = {
         "stream": str(settings.embeddings),
         "threshold": settings.threshold,

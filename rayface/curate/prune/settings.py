@@ -10,7 +10,7 @@ from rayface.curate.clean.clean import check_options
 from rayface.curate.prune.methods import check_methods
 from rayface.curate.prune.result import Values
 from rayface.data.dataset import Dataset
-from rayface.embedding.embeddings import Embeddings
+from rayface.embedding.embeddings import Embeddings, check_one_model
 from rayface.files import sha256_of
 from rayface.models.digests import DIGESTS
 from rayface.models.run_files import checkpoints_in
@@ -39,11 +39,8 @@ def check_exclude(clean: CleanConfig) -> None:
 
 def check_clean(clean: CleanConfig, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> None:
     """Raise ValueError, one line, if the inputs of cleaning do not fit together."""
-    if test is not None and test.size != source.size:
-        raise ValueError(
-            f"clean.exclude: its embeddings are of length {test.size}, prune.embeddings of {source.size}: both must "
-            "come from one model"
-        )
+    if test is not None:
+        check_one_model(source, test, source_key="prune.embeddings", key="clean.exclude")
     if clean.bytes and dataset is None:
         raise ValueError("clean.bytes: requires prune.data, the dataset with the files")
 
