@@ -23,6 +23,7 @@ from rayface.data.streaming.batches import train_batches
 from rayface.data.streaming.dealer import deal
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples, share
+from rayface.machine import keep_freed_memory
 from rayface.progress import phase
 from rayface.session import ray_session
 from rayface.storage import DataError, is_local
@@ -109,6 +110,7 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
     total = settings.rounds * (len(settings.readers) + len(settings.simulated) + len(settings.chunks))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a training worker with one CPU
+    keep_freed_memory()
     try:
         with ray_session(num_cpus=settings.most_readers + 1, exact=True), phase("measure rounds", parts=total) as done:
             stream = _Stream(dataset, config, settings.windows)
