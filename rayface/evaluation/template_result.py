@@ -142,7 +142,7 @@ def score_templates(
         far_intervals=None if bootstrap is None else bootstrap.far_intervals(scores, is_same, measured),
         roc=Roc(*roc_of(scores, is_same)[:2]) if len(genuine) and len(impostor) else None,
         pictures=_pictures(name, scores, is_same, lists, (ids[a], ids[b])) if len(scores) else None,
-        not_measured=reasons | _missing_tpir(identification),
+        not_measured=reasons | _missing_tpir(identification) | _left_out(lists, ids),
     )
 
 
@@ -233,6 +233,19 @@ def _missing_tpir(found: Mapping[str, Identification]) -> dict[str, str]:
             missing = [fpir for fpir, tpir in zip(FPIRS, each.tpir, strict=True) if np.isnan(tpir)]
             reasons |= {f"identification.{name}.tpir_at_fpir.{fpir:g}": few for fpir in missing}
     return reasons
+
+
+def _left_out(lists: TemplateSet, ids: Ints) -> dict[str, str]:
+    """Say how many pairs, probes and entries of galleries have a template that is not in `ids`."""
+    listed = {"pairs": ("pairs", lists.pairs), "probes": ("probes", lists.probes[0])}
+    listed |= {name: (f"entries of {name}", templates) for name, (templates, _) in lists.galleries.items()}
+    found = {}
+    for name, (what, templates) in listed.items():
+        missing = _places(templates, ids) < 0
+        if count := np.count_nonzero(missing.any(axis=1) if missing.ndim > 1 else missing):
+            first = f"template {templates[missing][0]} has no image that can be used"
+            found[name] = f"{count:,} of {len(templates):,} {what} are left out: {first}"
+    return found
 
 
 def _places(templates: Ints, ids: Ints) -> Ints:

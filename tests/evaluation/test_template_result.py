@@ -76,6 +76,19 @@ def test_score_templates_with_replicates_gives_an_interval_for_every_figure(made
     assert "rank_interval" not in without["identification"]
 
 
+def test_score_templates_without_features_of_some_counts_what_is_left_out_of_each_list(made):
+    features, ids, lists = made
+    kept = ~np.isin(ids, [0, 4])  # of gallery one, and a probe
+    found = score_templates(features[kept], ids[kept], lists, replicates=0)
+    assert found.num_pairs == 3200 - 80 - 40 + 1
+    assert {name: text for name, text in found.not_measured.items() if "left out" in text} == {
+        "pairs": "119 of 3,200 pairs are left out: template 0 has no image that can be used",
+        "probes": "1 of 80 probes are left out: template 4 has no image that can be used",
+        "one": "1 of 20 entries of one are left out: template 0 has no image that can be used",
+    }
+    assert not any("left out" in text for text in score_templates(features, ids, lists, replicates=0).not_measured)
+
+
 def test_rank_interval_without_errors_counts_identities_with_a_mate_only():
     """Of five probes, two have a mate in the gallery: rank rate 1 rests on two trials, not on five."""
     lists = TemplateSet(
