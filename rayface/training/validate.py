@@ -66,8 +66,11 @@ def open_run(config: Config, *, resume: bool = False) -> ValidRun:
     return run
 
 
-def dry_run(config: Config) -> int:
+def dry_run(config: Config, *, data_of: RunDirectory | None = None) -> int:
     """Check settings and data, without the output and the backbone.
+
+    Args:
+        data_of: a run with the same data, if it exists.
 
     Returns:
         The number of training steps.
@@ -77,9 +80,10 @@ def dry_run(config: Config) -> int:
     """
     check_settings(config)
     dataset = _open_dataset(config, resume=False)
-    return ValidRun(
-        config=config, resume=False, dataset=dataset, sample_order=_sample_order(config, dataset)
-    ).total_steps
+    run = ValidRun(config=config, resume=False, dataset=dataset, sample_order=_sample_order(config, dataset))
+    if data_of is not None:
+        check_data(data_of, run.data_facts)
+    return run.total_steps
 
 
 def data_text(dataset: Dataset) -> str:

@@ -67,8 +67,8 @@ def tune(
     start = resume_sweep if resume else new_sweep
     spec, base, folder = start(file, overrides, preset)
     address, debug = address or base.cluster.address, debug or base.cluster.debug
-    total_steps = _check_trials(spec, base)
     directory = SweepDirectory(folder)
+    total_steps = _check_trials(spec, base, directory)
     base = replace(base, tracking=shared_tracking(base.tracking, directory.working))
     quiet_tune(debug)
     keep_credentials()
@@ -84,11 +84,12 @@ def tune(
         return _run_trials(spec, base, directory, study, address)
 
 
-def _check_trials(spec: Spec, base: Config) -> int:
-    """Check the settings and the data of the trials; return their number of training steps."""
+def _check_trials(spec: Spec, base: Config, directory: SweepDirectory) -> int:
+    """Check the settings and the data of the trials, against the first one; return their number of training steps."""
     for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
         dry_run(configs.with_overrides(base, {"data.train": choice}))
-    return dry_run(base)
+    searched = {"data.train", "data.join"} & spec.search.keys()
+    return dry_run(base, data_of=None if searched else directory.run(0))
 
 
 @contextmanager

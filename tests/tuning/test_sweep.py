@@ -1,6 +1,8 @@
 """What the driver of a sweep refuses before a trial starts, without Ray."""
 
 import contextlib
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import optuna
@@ -8,9 +10,11 @@ import pytest
 from ray.tune.execution import class_cache
 
 from rayface import config as configs
+from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
 from rayface.tracking import Journal, shared_tracking
 from rayface.tracking.journal import read_records
+from rayface.training.run_output import DataFacts
 from rayface.tuning import spec as specs
 from rayface.tuning import sweep, trials
 from rayface.tuning.ray_tune_settings import keep_credentials
@@ -218,6 +222,21 @@ def test_tune_killed_before_sweep_yaml_is_written_leaves_number_and_study_to_the
         trial.system_attrs["fixed_params"] for trial in optuna.load_study(study_name=name, storage=storage).trials
     ]
     assert points == [{"optim.lr": 0.2}, {"optim.lr": 0.3}]
+
+
+def test_tune_of_a_resumed_sweep_refuses_other_data_than_that_of_its_first_trial(interrupted, tmp_path):
+    interrupted()
+    facts = DataFacts.of(open_dataset("a"))
+    first = SweepDirectory(tmp_path / "out").run(0)
+    first.path.mkdir(parents=True)
+    first.write_data_facts(asdict(facts))
+    interrupted(resume=True)
+    shutil.rmtree("a")
+    synthesize("a", identities=2, images_per_identity=4, processes=1, image_size=32, seed=1)
+    before = len(interrupted.sessions)
+    with pytest.raises(ValueError, match=r"^data\.train: digest is \w+, the run was started with \w+: must not change"):
+        sweep.tune(tmp_path / "try.yaml", [*KEYS, "sweep.output=out"], resume=True)
+    assert len(interrupted.sessions) == before
 
 
 def test_tune_of_a_finished_sweep_writes_its_results_without_ray(interrupted, tmp_path, monkeypatch):
