@@ -13,7 +13,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from rayface.sqlite_uri import absolute_sqlite_uri
-from rayface.values import Tree, guess, is_null, parse_list, parse_mapping
+from rayface.values import Tree, guess, is_null, parse_list
+from rayface.yaml_text import parse_mapping
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 

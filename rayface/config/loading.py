@@ -13,7 +13,8 @@ from rayface.config_fields import as_mapping
 from rayface.credentials import mask, masked
 from rayface.files import write_text
 from rayface.storage import AnyPath, local_copy
-from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown, to_text
+from rayface.values import Tree, is_null, optional_fields, parse_override, shown, to_text
+from rayface.yaml_text import read_yaml
 
 _OPTIONAL = {f"{group}.{key}" for group, kind in GROUPS.items() for key in optional_fields(kind)}
 _MAPPINGS = {

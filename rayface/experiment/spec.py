@@ -11,7 +11,8 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.stages import INPUT_KINDS, STAGES, StageType
 from rayface.storage import join
-from rayface.values import Tree, parse_list, parse_override, read_yaml, shown
+from rayface.values import Tree, parse_list, parse_override, shown
+from rayface.yaml_text import read_yaml
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

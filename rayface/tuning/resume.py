@@ -17,7 +17,8 @@ from rayface.tracking.uris import check_stored_uri
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 from rayface.tuning.sweep_directory import SPEC, newest
-from rayface.values import read_yaml, to_text
+from rayface.values import to_text
+from rayface.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from rayface.credentials import mask, masked
 from rayface.files import write_text
 from rayface.storage import AnyPath
 from rayface.tuning.search_space import Parameter, Scalar, grid
-from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown, to_text
+from rayface.values import Tree, is_null, optional_fields, parse_override, shown, to_text
+from rayface.yaml_text import read_yaml
 
 _OWN = "sweep."
 _STAGES = ("prune", "clean")  # groups of the prune stage that may precede training

@@ -28,7 +28,7 @@ def path_keys() -> set[str]:
     for key in KEYS:
         group, _, name = key.rpartition(".")
         owner = type(getattr(Config(), group)) if group else Config
-        if "_absolute" in repr(get_type_hints(owner, include_extras=True)[name]):
+        if "absolute" in repr(get_type_hints(owner, include_extras=True)[name]):
             found.add(key)
     return found | MODELS
 

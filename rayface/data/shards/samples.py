@@ -9,6 +9,7 @@ import numpy as np
 
 from rayface.credentials import mask
 from rayface.storage import printable
+from rayface.values import visible
 
 NOT_A_TAR = "not a tar"  # kind of fault
 
@@ -46,8 +47,6 @@ class Fault:
     kind: str = "unreadable"
 
     def __str__(self) -> str:
-        from rayface.values import visible  # imports PyYAML, which the GPU kit's machine may lack
-
         place = None if self.offset is None else f"at byte {self.offset}"
         where = " ".join(part for part in (self.member, place) if part)
         line = printable(mask(": ".join(part for part in (self.shard, where, self.reason) if part)))
