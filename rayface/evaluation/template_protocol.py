@@ -164,8 +164,8 @@ class TemplateProtocol(EvaluationProtocol):
                 )
             embeddings *= norms[:, None]
         weights = None if self._face_scores is None else self._face_scores[kept]
-        keep = self._settings.keep_norm
-        return template_sums(embeddings, self._lists.template[kept], self._lists.media[kept], weights, keep)
+        templates, medias = self._lists.template[kept], self._lists.media[kept]
+        return template_sums(embeddings, templates, medias, face_scores=weights, keep_norm=self._settings.keep_norm)
 
 
 def _cancelled(ids: NDArray[np.int64], num_templates: int) -> str:

@@ -35,7 +35,7 @@ def template_features(
     Raises:
         ValueError: shapes do not fit, or an embedding, a weight or a template's sum is not finite or zero.
     """
-    sums, ids = template_sums(embeddings, templates, medias, face_scores, keep_norm)
+    sums, ids = template_sums(embeddings, templates, medias, face_scores=face_scores, keep_norm=keep_norm)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     if bad := ids[~has_direction(sums)].tolist():
         raise ValueError(
@@ -52,11 +52,7 @@ def has_direction(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def template_sums(
-    embeddings: ArrayLike,
-    templates: ArrayLike,
-    medias: ArrayLike,
-    face_scores: ArrayLike | None = None,
-    keep_norm: bool = False,
+    embeddings: ArrayLike, templates: ArrayLike, medias: ArrayLike, *, face_scores: ArrayLike | None, keep_norm: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the `template_features` before they are normalised; a template whose images cancel out has 0.
 
