@@ -196,10 +196,13 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
 def weights_file(model: str) -> Path:
     """Return the local path of a model's file: of a folder its weights, of a URI a copy with its description.
 
+    The name of an output of an ONNX file is left out.
+
     Raises:
         ValueError: a local folder without weights.
         DataError, StorageError: see `local_copy`.
     """
+    model = model.partition(OUTPUT_SIGN)[0]
     if is_local(model):
         path = Path(model)
         return _weights_in(path) if path.is_dir() else path

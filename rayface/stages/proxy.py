@@ -99,7 +99,7 @@ def _weights_digests(config: Config) -> dict[str, str]:
     from rayface.models.model_files import weights_digest, weights_file  # PyTorch takes a second to import
 
     models = {"backbone.weights": config.backbone.weights, "train.teacher": config.train.teacher}
-    files = {key: weights_file(model.partition("::")[0]) for key, model in models.items() if model is not None}
+    files = {key: weights_file(model) for key, model in models.items() if model is not None}
     return {f"{key} sha256": weights_digest(file) for key, file in files.items() if file.is_file()}
 
 

@@ -18,7 +18,6 @@ from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model, weights_digest, weights_file
 from rayface.models.model_info import ModelInfo
-from rayface.models.onnx_model import OUTPUT_SIGN
 from rayface.precision import autocast, uses_bf16
 from rayface.training.distributed import World
 from rayface.training.teacher_cache import by_class, by_sample
@@ -143,7 +142,7 @@ def teacher_digest(config: Config) -> str | None:
     """Return the digest of the teacher's weights, None without a teacher."""
     if config.train.teacher is None:
         return None
-    return weights_digest(weights_file(config.train.teacher.partition(OUTPUT_SIGN)[0]))
+    return weights_digest(weights_file(config.train.teacher))
 
 
 def every_view(config: Config, world: World) -> Teacher:
