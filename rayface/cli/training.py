@@ -46,6 +46,8 @@ GpuMemory = Annotated[
 ]
 Efficiency = Annotated[float | None, typer.Option(help="Fraction of the products' rate that the backbone reaches.")]
 Recompute = Annotated[bool, flag_option("--recompute", help="Recompute activations of blocks in the backward pass.")]
+NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes, if there is no dataset yet.")]
+NumImages = Annotated[int | None, typer.Option(min=1, help="Number of images of an epoch, if there is no dataset yet.")]
 Published = Annotated[
     bool, flag_option("--published", help="Show the error of the memory model on arcface_torch's table, and exit.")
 ]
@@ -95,12 +97,8 @@ def plan(
     config: Annotated[Path | None, file_option("--config", "-c", help="YAML file of config keys.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of workers; default: train.num_workers.")] = None,
     gpu_memory: GpuMemory = None,
-    num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Number of classes, if there is no dataset yet.")
-    ] = None,
-    num_images: Annotated[
-        int | None, typer.Option(min=1, help="Number of images of an epoch, if there is no dataset yet.")
-    ] = None,
+    num_classes: NumClasses = None,
+    num_images: NumImages = None,
     rates: Annotated[Path | None, file_option(help="Output of `rayface bench rates --json`.")] = None,
     gemm_tflops: Annotated[float | None, typer.Option(help="Rate of large bf16 matrix products, TFLOP/s.")] = None,
     fp32_tflops: Annotated[float | None, typer.Option(help="Rate of large fp32 matrix products, TFLOP/s.")] = None,
