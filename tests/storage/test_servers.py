@@ -50,3 +50,4 @@ def test_record_servers_without_a_state_folder_makes_them_known_to_this_command(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     record_servers("s3://b/x?endpoint_override=mine:9")
     require_known_server("s3://b/y?endpoint_override=mine:9", "data.train")
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
