@@ -71,6 +71,7 @@ def test_marked_fields_are_the_keys_that_a_run_keeps_and_shows():
     ]
     trained = {key for key in config.OPERATIONAL if key.partition(".")[0] in config.TRAINING}
     assert sorted(trained) == [
+        "data.cache_size",
         "data.readers",
         "evaluate.cache",
         "evaluate.every",

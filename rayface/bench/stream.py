@@ -1,34 +1,25 @@
 """Benchmark of the training stream: shards to normalised batches, against the decoder alone and against webdataset."""
 
-import itertools
+import os
 import statistics
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 
 import torch
 
-from rayface.bench.pace import Pace, timed_pace
+from rayface.bench.pace import Pace
 from rayface.bench.slow_store import slow_store
-from rayface.bench.waiting_readers import IMAGE_SIZE, TURN_IMAGES, TURN_SECONDS, WaitingSamples
-from rayface.bench.webdataset_loader import webdataset_batches
+from rayface.bench.stream_roads import StreamRoads, moved
+from rayface.bench.waiting_readers import TURN_IMAGES, TURN_SECONDS
 from rayface.config import Config
-from rayface.data.dataset import Dataset, open_dataset
-from rayface.data.decode import decode_image
-from rayface.data.images import normalize
-from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Sample
-from rayface.data.streaming.batches import train_batches
-from rayface.data.streaming.dealer import deal
-from rayface.data.streaming.sample_order import SampleOrder
-from rayface.data.streaming.shared_samples import SharedSamples, share
+from rayface.data.dataset import open_dataset
 from rayface.machine import keep_freed_memory
 from rayface.progress import phase
 from rayface.session import ray_session
-from rayface.storage import DataError, is_local
-
-_WINDOWS_HELD = 3  # by training in the object store, beside one for each reader
+from rayface.storage import CACHE_VARIABLE, DataError, is_local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +84,8 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
 
     For each number of readers: the decoder alone on bytes in memory, webdataset's DataLoader if installed, and the
     training stream. Then for each number of `simulated` readers their limit and the training stream. Then for each of
-    `chunks`, the stream from the disk and from a loopback object store with `latency`, with the largest number of
-    readers.
+    `chunks`, the stream from the disk, from a loopback object store with `latency`, and from this store with copies of
+    its shards (data.cache_size), which are made from the start of each run; with the largest number of readers.
 
     Args:
         config: data and train.batch_size, as for a run.
@@ -112,8 +103,12 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
     torch.set_num_threads(1)  # as a training worker with one CPU
     keep_freed_memory()
     try:
-        with ray_session(num_cpus=settings.most_readers + 1, exact=True), phase("measure rounds", parts=total) as done:
-            stream = _Stream(dataset, config, settings.windows)
+        with (
+            _own_cache(),  # before Ray starts, whose workers inherit it
+            ray_session(num_cpus=settings.most_readers + 1, exact=True),
+            phase("measure rounds", parts=total) as done,
+        ):
+            stream = StreamRoads(dataset, config, settings.windows)
             for readers in settings.readers:
                 roads = _roads(stream, readers)
                 found += _in_turn(roads, settings.rounds, readers, None, done.advance)
@@ -121,10 +116,10 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
                 found += _in_turn(_simulated_roads(stream, readers), settings.rounds, readers, None, done.advance)
             if settings.chunks:
                 with slow_store(dataset.shard_paths(), settings.latency) as uris:
-                    remote = replace(stream, dataset=_moved(dataset, uris))
+                    remote = replace(stream, dataset=moved(dataset, uris))
                     for chunk in settings.chunks:
-                        pair = _disk_and_store(stream, remote, max(settings.readers), chunk)
-                        found += _in_turn(pair, settings.rounds, max(settings.readers), chunk, done.advance)
+                        roads = _disk_and_store(stream, remote, max(settings.readers), chunk)
+                        found += _in_turn(roads, settings.rounds, max(settings.readers), chunk, done.advance)
     finally:
         torch.set_num_threads(threads)
     return found
@@ -150,7 +145,7 @@ def as_dicts(results: Sequence[RoadTimes]) -> list[dict[str, object]]:
     return [asdict(each) for each in results]
 
 
-def _roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
+def _roads(stream: StreamRoads, readers: int) -> dict[str, _Road]:
     """Return the pipelines by name; the first one is the reference."""
     roads: dict[str, _Road] = {"decoder": lambda: stream.decoder(readers)}
     if find_spec("webdataset") is not None:
@@ -159,16 +154,31 @@ def _roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
     return roads
 
 
-def _simulated_roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
+def _simulated_roads(stream: StreamRoads, readers: int) -> dict[str, _Road]:
     limit = Pace(readers * TURN_IMAGES / TURN_SECONDS, 0.0)
     return {"simulated readers": lambda: limit, "stream, simulated": lambda: stream.simulated(readers)}
 
 
-def _disk_and_store(disk: "_Stream", store: "_Stream", readers: int, chunk: int) -> dict[str, _Road]:
+def _disk_and_store(disk: StreamRoads, store: StreamRoads, readers: int, chunk: int) -> dict[str, _Road]:
     return {
         "stream, disk": lambda: disk.stream(readers, chunk),
         "stream, object store": lambda: store.stream(readers, chunk),
+        "stream, copied shards": lambda: store.copied(readers, chunk),
     }
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Use an empty cache of this node inside the context."""
+    before = os.environ.get(CACHE_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="rayface-bench-") as folder:
+        os.environ[CACHE_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[CACHE_VARIABLE]
+            if before is not None:
+                os.environ[CACHE_VARIABLE] = before
 
 
 def _in_turn(
@@ -196,97 +206,3 @@ def _in_turn(
         )
         for name, own in paces.items()
     ]
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """The pipelines of one dataset, each on `windows` windows."""
-
-    dataset: Dataset
-    config: Config
-    windows: int
-
-    def order(self, chunk: int | None = None) -> SampleOrder:
-        return SampleOrder(
-            num_samples=len(self.dataset.index),
-            batch_size=self.config.train.batch_size,
-            chunk_images=chunk or self.config.data.chunk_images,
-            window_images=self.config.data.window_images,
-        )
-
-    def decoder(self, threads: int) -> Pace:
-        """Decode the images of a window repeatedly, from memory."""
-        samples = read_samples(self.dataset.shard_paths(), self.dataset.index.select(self.order().window(0).ravel()))
-        images = [sample.jpeg for sample in samples if isinstance(sample, Sample)]
-
-        def decode(part: list[bytes]) -> None:
-            for image in part:
-                decode_image(image, self.config.data.image_size)
-
-        with ThreadPoolExecutor(threads) as pool, timed_pace() as timed:
-            for _ in range(self.windows):
-                list(pool.map(decode, [images[first::threads] for first in range(threads)]))
-        return timed(self.windows * len(images))
-
-    def stream(self, readers: int, chunk: int | None = None) -> Pace:
-        """Read batches like a training worker."""
-        size = self.config.data.image_size
-        return self._streamed(share(self.dataset), self.order(chunk), size, readers, self.windows)
-
-    def simulated(self, readers: int) -> Pace:
-        """Read batches of readers that wait instead of decoding, `windows` turns of each."""
-        shared = share(self.dataset)
-        order = replace(self.order(), window_images=TURN_IMAGES)
-        samples = WaitingSamples(shared.paths, shared.columns)
-        return self._streamed(samples, order, IMAGE_SIZE, readers, self.windows * readers)
-
-    def _streamed(
-        self, samples: SharedSamples, order: SampleOrder, image_size: int, readers: int, windows: int
-    ) -> Pace:
-        """Time `windows` windows in the middle of a stream.
-
-        Before them, as many are read as the object store holds: it takes its memory from the system, once. After them,
-        all readers have one more, so that none waits while others are timed.
-        """
-        start, last = readers + _WINDOWS_HELD, readers + _WINDOWS_HELD + windows
-        dealt = deal(
-            samples,
-            order,
-            image_size=image_size,
-            world_size=1,
-            start=0,
-            stop=order.steps_of(last + readers).stop,
-            readers=readers,
-            reserved={"CPU": 1.0},
-            early=False,
-            local=True,
-        )
-        steps = range(order.steps_of(start).start, order.steps_of(last).start)
-        batches = train_batches(dealt, 0)
-        for _ in itertools.islice(batches, steps.start):
-            pass
-        with timed_pace() as timed:
-            for batch in itertools.islice(batches, len(steps)):
-                normalize(batch.images)
-        for _ in batches:
-            pass
-        return timed(len(steps) * order.batch_size)
-
-    def webdataset(self, workers: int) -> Pace:
-        """Read batches with webdataset and PyTorch's DataLoader."""
-        batch_size = self.config.train.batch_size
-        num_batches = self.windows * self.order().window_steps
-        paths = self.dataset.shard_paths()
-        with (
-            webdataset_batches(paths, batch_size=batch_size, workers=workers, num_batches=num_batches) as batches,
-            timed_pace() as timed,
-        ):
-            for images in batches:
-                images.sub_(0.5).div_(0.5)
-        return timed(num_batches * batch_size)
-
-
-def _moved(dataset: Dataset, uris: Sequence[str]) -> Dataset:
-    """Return the dataset with other paths of its shards."""
-    shards = [replace(shard, path=uri) for shard, uri in zip(dataset.shards, uris, strict=True)]
-    return replace(dataset, shards=tuple(shards))

@@ -45,6 +45,9 @@ class DataConfig:
     """Images shuffled together (a window); each read task decodes one window."""
     readers: Operational[NotNegative] = 0
     """Number of windows decoded concurrently. 0: chosen from the free CPUs of the cluster."""
+    cache_size: Operational[Bytes | None] = None
+    """Maximum bytes of copies of an object store's shards on each node, in its cache (`RAYFACE_CACHE`): shards are
+    copied while they are read, and read there from then on. Unset: the store is read in every epoch."""
     flip: bool = True
     """Mirror each image with probability 0.5."""
     shift: NotNegative = 0

@@ -17,6 +17,7 @@ from rayface.data.dataset import Dataset
 from rayface.data.decode import decode_image
 from rayface.data.images import normalize
 from rayface.data.ordered_images import OrderedImage, read_in_order
+from rayface.data.shards.copies import copy_rules
 from rayface.data.shards.random_access import SampleReader
 from rayface.data.shards.samples import Fault
 from rayface.data.streaming.fault_counter import FaultCounter
@@ -39,6 +40,7 @@ class StreamOptions(TypedDict, total=False):
     equal_parts: bool
     window_images: int
     max_corrupt_fraction: float
+    cache_size: int | None
 
 
 class ImageStream(IterableDataset[Item], Generic[Item]):
@@ -54,6 +56,8 @@ class ImageStream(IterableDataset[Item], Generic[Item]):
         window_images: images that a worker reads at once and, with `shuffle`, permutes among each other.
         max_corrupt_fraction: corrupt images are logged and left out; a worker that finds more than this fraction of the
             dataset's images stops.
+        cache_size: maximum bytes of copies of an object store's shards on this node, see `data.cache_size`; None: read
+            the store in every epoch.
 
     Raises:
         ValueError: a rank outside of the world.
@@ -72,6 +76,7 @@ class ImageStream(IterableDataset[Item], Generic[Item]):
         equal_parts: bool = False,
         window_images: int = 4096,
         max_corrupt_fraction: float = 1e-3,
+        cache_size: int | None = None,
     ) -> None:
         ranks = dist.is_available() and dist.is_initialized()
         self._rank = rank if rank is not None else dist.get_rank() if ranks else 0
@@ -84,6 +89,7 @@ class ImageStream(IterableDataset[Item], Generic[Item]):
         self._equal_parts = equal_parts
         self._window_images = window_images
         self._max_corrupt_fraction = max_corrupt_fraction
+        self._copy_rules = None if cache_size is None else copy_rules(dataset.shards, cache_size)
         self._order = order_samples(
             dataset, batch_size=1, seed=seed, chunk_images=_CHUNK_IMAGES, window_images=window_images
         )
@@ -104,7 +110,7 @@ class ImageStream(IterableDataset[Item], Generic[Item]):
         part = self._part(self._rank * workers + own, self._world_size * workers)
         dataset, index = self._dataset, self._dataset.index
         counter = FaultCounter(dataset.num_images, self._max_corrupt_fraction, known=dataset.faults)
-        with SampleReader(dataset.shard_paths()) as reader:
+        with SampleReader(dataset.shard_paths(), self._copy_rules) as reader:
             for ids in self._windows(part):
                 for item in read_in_order(reader, index, ids, dataset.key_prefixes, self._decode):
                     if isinstance(item, Fault):

@@ -38,7 +38,7 @@ def fit(run: RunDirectory, valid: ValidRun, *, held_cpus: float) -> None:
         TrainingStoppedError, CheckpointError, ValueError: the run cannot continue; one line.
         TrainingInterruptedError: Ctrl-C, SIGTERM or a sweep stopped it, after a checkpoint; one line.
     """
-    samples = share(valid.dataset, grouped=valid.sample_order.needs_groups)
+    samples = share(valid.dataset, grouped=valid.sample_order.needs_groups, cache_size=valid.config.data.cache_size)
 
     def run_workers() -> None:
         _trainer(run, valid, samples, held_cpus).fit()

@@ -13,7 +13,7 @@ from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.orders import order_samples
 from rayface.data.streaming.sample_order import SampleOrder, StreamKind
 from rayface.evaluation.protocols import open_protocols
-from rayface.storage import DataError, path_of
+from rayface.storage import DataError, is_local, path_of
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import DataFacts, check_data, check_output
 
@@ -99,10 +99,13 @@ def _open_dataset(config: Config, resume: bool) -> Dataset:
         facts = RunDirectory(path_of(config.train.output).absolute()).read_data_facts() or {}
         data = replace(data, join=facts.get("join"))
     try:
-        return open_configured("data.train", data.train, data)
+        dataset = open_configured("data.train", data.train, data)
     except DataError as error:
         moved = "; if the data was moved, resume with its new path: data.train=DIR" if resume else ""
         raise DataError(f"{error}{moved}") from error
+    if data.cache_size and all(is_local(path) for path in dataset.shard_paths()):
+        raise DataError(f"data.cache_size: {data.cache_size}: all shards are on a disk already: leave it out")
+    return dataset
 
 
 def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:

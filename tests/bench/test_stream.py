@@ -16,11 +16,12 @@ def test_bench_stream_of_a_small_dataset_measures_every_road(tmp_path: Path) -> 
     settings = StreamBench(readers=(1,), simulated=(2,), chunks=(8,), latency=0.001, rounds=1, windows=2)
     found = bench_stream(settings, config)
     simulated = ["simulated readers", "stream, simulated"]
-    roads = ["decoder", "webdataset", "stream", *simulated, "stream, disk", "stream, object store"]
+    stores = ["stream, disk", "stream, object store", "stream, copied shards"]
+    roads = ["decoder", "webdataset", "stream", *simulated, *stores]
     assert [each.road for each in found] == roads
-    assert [each.ratio is None for each in found] == [True, False, False, True, False, True, False]
-    assert [each.readers for each in found] == [1, 1, 1, 2, 2, 1, 1]
-    assert [each.chunk_images for each in found] == [None] * 5 + [8, 8]
+    assert [each.ratio is None for each in found] == [True, False, False, True, False, True, False, False]
+    assert [each.readers for each in found] == [1, 1, 1, 2, 2, 1, 1, 1]
+    assert [each.chunk_images for each in found] == [None] * 5 + [8, 8, 8]
     assert all(each.images_per_second > 0 for each in found)
     assert [row["road"] for row in as_table(found)] == roads
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import ray
 from ray.util import placement_group, remove_placement_group
 
+from rayface.bench.slow_store import slow_store
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import SampleReader
 from rayface.data.streaming import dealer, read_tasks
@@ -75,6 +77,39 @@ def test_stream_writes_no_line_into_the_log_of_ray_for_a_turn(drawn, monkeypatch
     order = SampleOrder(num_samples=len(open_dataset(drawn).index), batch_size=12, window_images=12)
     assert len(read(open_dataset(drawn), order, 0, 120)[0]) == 120
     assert len(log.read_text().splitlines()) - before < 30  # of the execution, and of the first task of a process
+
+
+def test_stream_of_a_store_with_copies_of_its_shards_gives_the_same_batches(drawn, tmp_path):
+    dataset = open_dataset(drawn)
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=12, chunk_images=1, window_images=60)
+    (wanted,) = read(dataset, order, 0, 3 * order.steps_per_epoch)
+
+    class Samples(SharedSamples):
+        def reader(self):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("RAYFACE_CACHE", str(tmp_path))
+                return super().reader()
+
+    with slow_store(dataset.shard_paths(), 0.0) as uris:
+        shards = [replace(shard, path=uri) for shard, uri in zip(dataset.shards, uris, strict=True)]
+        samples = Samples(**vars(share(replace(dataset, shards=tuple(shards)), cache_size=1 << 30)))
+        dealt = deal(
+            samples,
+            order,
+            image_size=56,
+            world_size=1,
+            start=0,
+            stop=3 * order.steps_per_epoch,
+            readers=2,
+            reserved={},
+        )
+        for found, own in zip(train_batches(dealt, 0), wanted, strict=True):
+            assert found.images.equal(own.images)
+            assert found.labels.equal(own.labels)
+        deadline = time.monotonic() + 60
+        while not all((tmp_path / "shards" / str(shard.sha256)).exists() for shard in shards):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @pytest.fixture

@@ -59,6 +59,11 @@ def test_open_run_with_weights_counts_the_drawn_images(data: Path, tmp_path: Pat
         open_run(configs.with_overrides(config, ["data.weights=[1]"]))
 
 
+def test_open_run_with_copies_of_shards_that_are_on_a_disk_is_refused(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data.cache_size: 1024: all shards are on a disk already: leave it out$"):
+        open_run(config_of(data, "data.cache_size=1KB"))
+
+
 def test_open_run_of_a_resume_on_other_data_is_refused(data: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     config = config_of(data, f"train.output={tmp_path}")

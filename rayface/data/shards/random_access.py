@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rayface.data.shards.copies import CopyRules, ShardCopies
 from rayface.data.shards.members import (
     IMAGE_SUFFIXES,
     MAX_TEXT_BYTES,
@@ -23,15 +21,15 @@ from rayface.data.shards.members import (
     parse_name,
     samples_among,
 )
+from rayface.data.shards.open_files import OpenFiles
 from rayface.data.shards.samples import Fault, Sample, SampleIndex
 from rayface.data.shards.tar import BLOCK, Fetch, Member, TarError, parse_header, read_member
-from rayface.storage import REQUESTS, Source, is_local
+from rayface.storage import REQUESTS, DataError, Source, StorageError, is_local
 
 _RUN_BYTES = 32 << 20  # maximum bytes of one read
 # Between two samples of an object store: reading them takes less CPU time than another request, .2 to .3 ms. So would
 # larger gaps, but a node's network would carry little else.
 _GAP_BYTES = 64 << 10
-_KEPT_OPEN = 256  # open files of object stores; many systems limit a process to 1,024
 _PROBED = 8  # reads that are timed to recognise a network disk
 _SLOW_SECONDS = 1e-3  # a read of a network disk takes longer; concurrent reads hide it
 
@@ -48,43 +46,69 @@ def read_samples(shards: Sequence[str], index: SampleIndex) -> list[Sample | Fau
 
 
 class SampleReader:
-    """Reads samples of shards and keeps its threads and the files of object stores open; a context manager."""
+    """Reads samples of shards and keeps its threads and the files of object stores open; a context manager.
 
-    def __init__(self, shards: Sequence[str]):
+    Args:
+        copy_rules: which shards of an object store are copied to this node and read there, see ShardCopies.
+    """
+
+    def __init__(self, shards: Sequence[str], copy_rules: CopyRules | None = None):
         self.shards = shards
         self._gaps = np.array([0 if is_local(shard) else _GAP_BYTES for shard in shards], np.int64)
-        self._files = _OpenFiles()
+        self._files = OpenFiles()
         self._pool = ThreadPoolExecutor(REQUESTS)  # starts threads on demand
+        self._copies = ShardCopies(shards, copy_rules) if copy_rules else None
 
     def read(self, index: SampleIndex) -> Iterator[tuple[int, Sample | Fault]]:
-        """Yield (position in `index`, sample) in the order of the shards, with a Fault for each corrupt sample.
+        """Yield (position in `index`, sample), shard by shard, with a Fault for each corrupt sample.
 
         Adjacent samples of a shard, in any order of `index`, are fetched by one read of at most 32 MiB, those of an
         object store also across gaps of at most 64 KiB. If a read takes a millisecond or more, up to storage.REQUESTS
-        reads are in flight. Headers are validated again, and the label must equal `source_label`.
+        reads are in flight; those of an object store come last. Headers are validated again, and the label must equal
+        `source_label`.
 
         Raises:
             DataError: a shard is missing or forbidden.
             StorageError: the storage of a shard fails; see storage.retried.
         """
-        runs = _runs(index, self._gaps)
-        waiting = iter(runs)
-        if all(is_local(self.shards[run[0]]) for run in runs):
-            seconds = 0.0
-            for number, run in enumerate(waiting, 1):
-                began = time.perf_counter()
-                samples = self._read_run(run)
-                seconds += time.perf_counter() - began
-                yield from samples
-                if number == _PROBED and seconds > _PROBED * _SLOW_SECONDS:
-                    break
-        for samples in self._pool.map(self._read_run, waiting):
+        paths = self._copies.paths(np.unique(index.shard).tolist()) if self._copies else {}
+        gaps = self._gaps.copy()
+        gaps[list(paths)] = 0
+        reads = [(run, paths.get(run[0], self.shards[run[0]])) for run in _runs(index, gaps)]
+        from_store = self._pool.map(self._read_run, [read for read in reads if not is_local(read[1])])
+        waiting, seconds = iter([read for read in reads if is_local(read[1])]), 0.0
+        for number, read in enumerate(waiting, 1):
+            began = time.perf_counter()
+            samples = self._read_run(read)
+            seconds += time.perf_counter() - began
+            yield from samples
+            if number == _PROBED and seconds > _PROBED * _SLOW_SECONDS:
+                break
+        for samples in itertools.chain(self._pool.map(self._read_run, waiting), from_store):
             yield from samples
 
-    def _read_run(self, run: _Run) -> list[tuple[int, Sample | Fault]]:
+    def _read_run(self, read: tuple[_Run, str]) -> list[tuple[int, Sample | Fault]]:
+        """Read a run from its shard or the copy of it, and from the shard what cannot be read from the copy."""
+        run, path = read
+        shard = self.shards[run[0]]
+        if self._copies is None or path == shard:
+            return self._samples(run, shard)
+        try:
+            found = self._samples(run, path)
+        except (DataError, StorageError):  # it was deleted, or the disk fails
+            self._copies.forget(run[0], damaged=False)
+            return self._samples(run, shard)
+        if not any(isinstance(sample, Fault) for _, sample in found):
+            return found
+        original = self._samples(run, shard)
+        if original != found:
+            self._copies.forget(run[0], damaged=True)
+        return original
+
+    def _samples(self, run: _Run, path: str) -> list[tuple[int, Sample | Fault]]:
         number, positions, starts, stops, labels = run
         shard = self.shards[number]
-        with self._files.opened(shard) as source:
+        with self._files.opened(path) as source:
             data = source.read(starts[0], stops[-1] - starts[0])
         base, fetch = starts[0], _slicer(data, starts[0])
         return [
@@ -104,6 +128,8 @@ class SampleReader:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._files.close()
+        if self._copies:
+            self._copies.close()
 
 
 def _runs(index: SampleIndex, max_gaps: NDArray[np.int64]) -> list[_Run]:
@@ -121,58 +147,6 @@ def _runs(index: SampleIndex, max_gaps: NDArray[np.int64]) -> list[_Run]:
     return [
         (int(shards[a]), positions[a:b], starts[a:b], stops[a:b], expected[a:b]) for a, b in itertools.pairwise(edges)
     ]
-
-
-class _OpenFiles:
-    """Thread-safe cache of open files of object stores; the least recently used are closed first."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def opened(self, path: str) -> Iterator[Source]:
-        if is_local(path):  # opening is cheap, and a removed shard is noticed
-            with Source(path) as source:
-                yield source
-            return
-        with self._lock:
-            entry = self._entries.setdefault(path, _Entry())
-            self._entries.move_to_end(path)
-            entry.users += 1
-        try:
-            with entry.lock:  # the first thread opens it for all that wait
-                entry.source = entry.source or Source(path)
-            yield entry.source
-        finally:
-            with self._lock:
-                entry.users -= 1
-                excess = self._excess()
-            for each in excess:
-                each.close()
-
-    def _excess(self) -> list[_Entry]:
-        """Remove and return unused files, the longest unused first, down to the number that may stay open."""
-        excess = len(self._entries) - _KEPT_OPEN
-        if excess <= 0:
-            return []
-        idle = [path for path, entry in self._entries.items() if not entry.users]
-        return [self._entries.pop(path) for path in idle[:excess]]
-
-    def close(self) -> None:
-        while self._entries:
-            self._entries.popitem()[1].close()
-
-
-class _Entry:
-    def __init__(self) -> None:
-        self.source: Source | None = None
-        self.users = 0
-        self.lock = threading.Lock()
-
-    def close(self) -> None:
-        if self.source is not None:
-            self.source.close()
 
 
 def _slicer(data: bytes, base: int) -> Callable[[int, int], bytes]:
