@@ -15,6 +15,8 @@ from rayface.training.doctor.history import RunHistory
 
 _LEARNT = 0.03  # share by which the loss falls; real faces reach 0.08, shuffled labels -0.03 to 0.014
 _LEARNT_WELL = 0.25
+_WAITING = 0.25  # share of a step
+_READINGS = 10  # of the share, the last ones
 _LOWERED = {"combined": "m2 and m3", "magface": "margin_low and margin_high"}  # options that set the margin
 
 Verdict = Literal["ok", "wrong", "unknown"]
@@ -244,6 +246,27 @@ def check_learning(of: Examination) -> Check:
     )
 
 
+def check_data(of: Examination) -> Check:
+    """GPUs that seldom wait for images; CPUs may, which decode them too."""
+    shares = of.run.values("waiting_for_data", last_step=of.run.step)[1:][-_READINGS:]  # the first has the start
+    data, expected = of.config.data, f"at most {_WAITING:.0%} on GPUs"
+    stored = any("://" in path for path in data.train) and data.cache_size is None
+    key = "data.cache_size" if stored else "data.readers"
+    if not shares:
+        return Check(name="time waiting for data", value="-", expected=expected, key=key, verdict="unknown")
+    waiting = statistics.median(shares)
+    on_gpus = of.config.train.device != "cpu" and any(name.startswith("system/gpu_") for name in of.run.metrics)
+    copied = "set it, so that nodes keep copies of the shards; a new run may read larger parts: data.chunk_images=64"
+    return Check(
+        name="time waiting for data",
+        value=f"{waiting:.0%}",
+        expected=expected,
+        key=key,
+        verdict="wrong" if on_gpus and len(shares) >= _READINGS // 2 and waiting > _WAITING else "ok",
+        remedy=copied if stored else "raise it, on nodes with more CPUs: a core decodes some 7,000 images/s",
+    )
+
+
 CHECKS: tuple[Callable[[Examination], Check], ...] = (
     check_classes,
     check_pixels,
@@ -254,6 +277,7 @@ CHECKS: tuple[Callable[[Examination], Check], ...] = (
     check_embeddings,
     check_warmup,
     check_learning,
+    check_data,
 )
 """In order of certainty: the first that is wrong is the advice."""
 

@@ -132,6 +132,26 @@ def test_reference_rate_of_a_large_batch_follows_the_linear_rule():
     assert set(REFERENCE_RATES) == {"sgd", "adamw"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "shares", "gpu", "key"),
+    [
+        (["data.train=/faces"], [0.3] * 6, True, "data.readers"),
+        (["data.train=s3://b/faces"], [0.3] * 6, True, "data.cache_size"),
+        (["data.train=s3://b/faces", "data.cache_size=1TB"], [0.3] * 6, True, "data.readers"),
+        (["data.train=/faces"], [0.9] * 20 + [0.2] * 6 + [0.9] * 4, True, None),
+        (["data.train=/faces"], [0.9] + [0.3] * 4, True, None),
+        (["data.train=/faces"], [0.9] + [0.3] * 5, True, "data.readers"),
+        (["data.train=/faces"], [0.9] * 6, False, None),
+        (["data.train=/faces", "train.device=cpu"], [0.9] * 6, True, None),
+    ],
+)
+def test_checks_of_gpus_that_wait_for_data_name_the_key(overrides, shares, gpu, key):
+    metrics = {"train/waiting_for_data": [(10 * number, share) for number, share in enumerate(shares, 1)]}
+    if gpu:
+        metrics["system/gpu_0_utilization_percentage"] = [(10, 50.0)]
+    assert advised(history("webface42m", overrides, metrics=metrics)) == key
+
+
 def test_checks_of_slow_real_faces_raise_no_alarm():
     """CelebA's 150 largest identities, a narrow net: 8 % below at step 100; with scale 64 it is too early."""
     losses = [(step, 6.06) for step in range(2, 152, 2)]
