@@ -79,6 +79,9 @@ class AlignedSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return self._photographs.parts()
 
+    def input_files(self) -> Sequence[str]:
+        return self._photographs.input_files()
+
     def list_images(self, part: int) -> PartListing:
         listing = self._photographs.list_images(part)
         side = self.settings.side

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from rayface.data.conversion import shard_plan, spill
 from rayface.data.conversion.columns import write_lost, write_measures
+from rayface.data.conversion.job import FAULTS, changed_in_job, job_of
 from rayface.data.conversion.listing import Listed, list_sources, tasks_of
 from rayface.data.conversion.mapping import AGAIN, MapParts, map_in_threads, named_parts
 from rayface.data.conversion.settings import ConvertSettings
@@ -36,7 +36,7 @@ from rayface.data.sources.base import DatasetSource, write_beside
 from rayface.data.sources.faults import FaultLog
 from rayface.data.writer import identities_file
 from rayface.files import LOCK, read_json, write_json
-from rayface.job_folder import changed_name, exclusive_job_folder, require_empty
+from rayface.job_folder import exclusive_job_folder, require_empty
 from rayface.storage import (
     LARGEST_REMOTE,
     DataError,
@@ -60,7 +60,6 @@ from rayface.version import VERSION
 __all__ = ["JOB", "ConvertSettings", "convert"]
 
 JOB = "convert.json"  # in the output folder until the job ends
-_FAULTS = "faults"  # in JOB, from when the dataset is complete
 
 
 def convert(
@@ -98,10 +97,11 @@ def convert(
         for number, each in enumerate(sources):
             stack.enter_context(contextlib.closing(each))
             each.prepare(work.of_source(number))
-        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), JOB, key=key, changed=_changed_name))
+        job, changed = job_of(sources, settings), functools.partial(changed_in_job, folder=folder)
+        stack.enter_context(exclusive_job_folder(target, job, JOB, key=key, changed=changed))
         write_bytes(join(target, UNFINISHED), b"")
         if exists(join(target, MANIFEST)):  # only the clean-up is missing
-            faults.load(read_json(path_of(join(target, JOB)))[_FAULTS])
+            faults.load(read_json(path_of(join(target, JOB)))[FAULTS])
         else:
             work.create()
             _convert(sources, work, settings, named_parts(map_parts, folder), faults)
@@ -160,26 +160,6 @@ def _discarded_after_error(work: WorkFolder) -> Iterator[None]:
         raise
 
 
-def _job(sources: Sequence[DatasetSource], settings: ConvertSettings) -> dict[str, object]:
-    """Return what decides the bytes; a resume must not change it."""
-    return {
-        "sources": [
-            {
-                "kind": source.kind,
-                "path": source.root,
-                "settings": dataclasses.asdict(source.settings),
-                "parts": hashlib.sha256("\n".join(source.parts()).encode("utf-8", "surrogateescape")).hexdigest(),
-            }
-            for source in sources
-        ],
-        **{name: value for name, value in dataclasses.asdict(settings).items() if name != "max_corrupt_fraction"},
-    }
-
-
-def _changed_name(before: Mapping[str, Any], job: Mapping[str, Any]) -> str | None:
-    return changed_name({name: value for name, value in before.items() if name != _FAULTS}, job)
-
-
 def _convert(
     sources: Sequence[DatasetSource],
     work: WorkFolder,
@@ -206,7 +186,8 @@ def _convert(
     write = WriteShard(plan=plan, work=work, measures=sources[0].measures)
     written = list(map_parts(write, range(len(plan)), "write shards", rows=rows))
     # Before the manifest: a job that is killed after it finds the faults nowhere else.
-    write_json(path_of(join(work.out, JOB)), {**_job(sources, settings), _FAULTS: faults.state()})
+    job = path_of(join(work.out, JOB))
+    write_json(job, {**read_json(job), FAULTS: faults.state()})
     _publish(sources, listed, plan, sorted(written, key=lambda shard: shard.number), work, settings)
 
 

@@ -133,6 +133,10 @@ class DatasetSource(ABC):
     def parts(self) -> Sequence[str]:
         """Return the names of the parts, always in the same order; keys found in several parts are prefixed by them."""
 
+    def input_files(self) -> Sequence[str]:
+        """Return the paths of the files that decide the result, if they are few: a resume refuses changed ones."""
+        return ()
+
     @abstractmethod
     def list_images(self, part: int) -> PartListing:
         """List the images of a part, by its position in `parts`, without their bytes.

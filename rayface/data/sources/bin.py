@@ -42,6 +42,9 @@ class BinSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return ["pairs"]
 
+    def input_files(self) -> Sequence[str]:
+        return [self.root]
+
     def list_images(self, part: int) -> PartListing:
         file = self._opened()
         a, b = self._first[0::2], self._first[1::2]

@@ -76,6 +76,9 @@ class ListSource(DatasetSource):
         name = split(self.root)[1].rpartition(".")[0] or split(self.root)[1]
         return [f"{name}-{number:05d}" for number in range(-(-self._size // _PART_BYTES))]
 
+    def input_files(self) -> Sequence[str]:
+        return [self.root]
+
     def list_images(self, part: int) -> PartListing:
         faults = FaultLog(self.root)
         paths: list[str] = []

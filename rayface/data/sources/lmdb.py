@@ -64,6 +64,9 @@ class LmdbSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return [f"{os.path.basename(self.root)}-{number:05d}" for number in range(len(self._starts))]
 
+    def input_files(self) -> Sequence[str]:
+        return [_data_file(self.root)]
+
     def list_images(self, part: int) -> PartListing:
         faults = FaultLog(self.root)
         keys: list[str] = []
@@ -179,9 +182,8 @@ def _transaction(path: str) -> Iterator[Any]:
 
 
 def _opened(lmdb: Any, path: str) -> Any:
-    file = os.path.join(path, "data.mdb") if os.path.isdir(path) else path
     try:
-        size = os.path.getsize(file)
+        size = os.path.getsize(_data_file(path))
         environment = lmdb.open(path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False)
     except (lmdb.Error, OSError) as error:
         raise DataError(f"{path}: not an LMDB database ({one_line(error)})") from None
@@ -190,3 +192,7 @@ def _opened(lmdb: Any, path: str) -> Any:
         environment.close()
         raise DataError(f"{path}: truncated: {size} bytes of {pages} pages: download it again, or remove it")
     return environment
+
+
+def _data_file(path: str) -> str:
+    return os.path.join(path, "data.mdb") if os.path.isdir(path) else path

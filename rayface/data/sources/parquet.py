@@ -107,6 +107,9 @@ class ParquetSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return [part.name for part in self._parts]
 
+    def input_files(self) -> Sequence[str]:
+        return list(dict.fromkeys(part.path for part in self._parts))
+
     def list_images(self, part: int) -> PartListing:
         (path, _, group), columns = self._parts[part], self._found()
         wanted = [column for column in (columns.label, columns.path, columns.key) if column]

@@ -77,6 +77,9 @@ class RecSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return [f"{_stem(part.path)}-{part.start // _PART_BYTES:05d}" for part in self._parts]
 
+    def input_files(self) -> Sequence[str]:
+        return [file for path in self._files for file in (path, _beside(path, ".idx"), _beside(path, ".lst"))]
+
     def list_images(self, part: int) -> PartListing:
         path, start, stop = self._parts[part]
         faults = FaultLog(self.root, self._faults if part == 0 else ())

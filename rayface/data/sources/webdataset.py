@@ -67,6 +67,9 @@ class WebDatasetSource(DatasetSource):
         common = len(os.path.commonpath([os.path.dirname(path) for path in plain])) + 1
         return [_stem(path[common:]) for path in plain]
 
+    def input_files(self) -> Sequence[str]:
+        return self._sources if self._sources == [self.root] else [*self._sources, join(self.root, IDENTITIES)]
+
     def list_images(self, part: int) -> PartListing:
         scan = scan_one(ScanJob(number=part, path=self._plain(part), deep=True))
         faults = [self._named(part, fault) for fault in scan.faults]

@@ -76,6 +76,9 @@ class WebfaceZipSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return [name.partition("?")[0][: -len(".zip")] for name in self._names]
 
+    def input_files(self) -> Sequence[str]:
+        return self._paths
+
     def list_images(self, part: int) -> PartListing:
         path = self._paths[part]
         members, start_of_directory = _directory_of(path)
