@@ -57,8 +57,8 @@ class Group:
                 self.complete = name.key
 
 
-def group_members(items: Iterator[Member | Gap]) -> Iterator[Group | Gap]:
-    """Group consecutive members; a gap ends a group."""
+def group_members(items: Iterator[Member | Gap], unused: list[Member]) -> Iterator[Group | Gap]:
+    """Group consecutive members; a gap ends a group. Hidden files are added to `unused`."""
     group = Group()
     for item in items:
         if isinstance(item, Gap):
@@ -69,7 +69,10 @@ def group_members(items: Iterator[Member | Gap]) -> Iterator[Group | Gap]:
             group = Group(beside_damage=not item.harmless)
             continue
         name = parse_name(item.name)
-        if not name.group or item.type in b"3456":
+        if item.type in b"3456":  # folders, devices
+            continue
+        if not name.group:
+            unused.append(item)
             continue
         if group.ends_before(name):
             yield group
@@ -89,10 +92,11 @@ class Incomplete:
 
 
 class SampleParser:
-    """Turns a group of members into samples and faults; a group without image and label gives neither."""
+    """Turns a group of members into samples and faults; one without image and label is added to `unused`."""
 
-    def __init__(self, shard: str, fetch: Fetch, num_classes: int | None, read_jpeg: bool):
+    def __init__(self, shard: str, fetch: Fetch, num_classes: int | None, read_jpeg: bool, unused: list[Member]):
         self.shard, self.fetch, self.num_classes, self.read_jpeg = shard, fetch, num_classes, read_jpeg
+        self.unused = unused
         self.complete: set[str] = set()  # keys with image and label
         self.incomplete: set[str] = set()
         self.suffixes = {"image": "jpg", "label": "cls"}  # of the last sample
@@ -107,7 +111,11 @@ class SampleParser:
         lone = [key for key in others if not self._is_field(key, group.name)]
         for key in lone:
             entries += self._lone(key, found[key], found, group)
-        return entries or self._unnamed_images(group) if lone == others else entries
+        if not entries and lone == others:
+            entries += self._unnamed_images(group)
+            if not entries:
+                self.unused += [member for _, member in group.members]
+        return entries
 
     def _without_other_labels(self, found: dict[str, SampleMembers]) -> dict[str, SampleMembers]:
         """Drop labels of another suffix than the last sample's: if .cls is corrupt, .txt may hold anything."""

@@ -41,13 +41,17 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True, kw_only=True)
 class ScanJob:
-    """One shard to scan: its number in the index, the number of classes, whether to decode and to hash it."""
+    """One shard to scan: its number in the index, the number of classes, whether to decode and to hash it.
+
+    With `name_unused`, files that are no part of a sample are faults.
+    """
 
     number: int
     path: str
     num_classes: int | None = None
     deep: bool = False
     digest: bool = False
+    name_unused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,8 @@ def scan_one(job: ScanJob) -> ShardScan:
     """Do one ScanJob."""
     keys: list[str] = []
     offsets, sizes, labels, faults = array("q"), array("i"), array("i"), []
-    for entry in scan_shard(job.path, num_classes=job.num_classes, read_jpeg=job.deep):
+    entries = scan_shard(job.path, num_classes=job.num_classes, read_jpeg=job.deep, name_unused=job.name_unused)
+    for entry in entries:
         if isinstance(entry, Sample) and job.deep:
             entry = _decoded(job.path, entry)
         if isinstance(entry, Fault):

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayface.data.shards.members import parse_name
 from rayface.data.shards.sample_parser import Incomplete, SampleParser, group_members
 from rayface.data.shards.samples import NOT_A_TAR, Fault, Sample
 from rayface.data.shards.tar import BLOCK, Fetch, Gap, Member, iter_members
@@ -24,7 +25,9 @@ _COMPRESSION = {
 }
 
 
-def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: bool = True) -> Iterator[Sample | Fault]:
+def scan_shard(
+    path: str | Path, *, num_classes: int | None = None, read_jpeg: bool = True, name_unused: bool = False
+) -> Iterator[Sample | Fault]:
     """Read a whole shard strictly: yield every sample and every fault, in the order of the file.
 
     A sample is an image (.jpg, .png, .webp, ...) and a label (.cls, .json {"label": 3} or .txt) of the same name except
@@ -35,6 +38,7 @@ def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: b
     Args:
         num_classes: labels must be below it; None: any label.
         read_jpeg: without it samples carry no image bytes, which are not read from a local disk.
+        name_unused: yield also, last, a fault for each file that is no part of a sample.
     """
     shard = normalise(path)
     with Source(shard) as source:
@@ -45,10 +49,19 @@ def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: b
         if reason := _not_a_tar(start, fetch, source.size):
             yield Fault(shard=shard, member=None, reason=reason, kind=NOT_A_TAR)
             return
-        groups = group_members(itertools.chain(start, items))
-        parser = SampleParser(shard, fetch, num_classes, read_jpeg)
+        unused: list[Member] = []
+        groups = group_members(itertools.chain(start, items), unused)
+        parser = SampleParser(shard, fetch, num_classes, read_jpeg, unused)
         parsed = ((group,) if isinstance(group, Gap) else parser(group) for group in groups)
         yield from _explain_gaps(shard, itertools.chain.from_iterable(parsed))
+        if name_unused:
+            yield from (_unused_fault(shard, member) for member in unused)
+
+
+def _unused_fault(shard: str, member: Member) -> Fault:
+    is_hidden = not parse_name(member.name).group
+    kind, reason = ("hidden", "hidden, or of a tool") if is_hidden else ("other file", "no part of a sample")
+    return Fault(shard=shard, member=member.name, offset=member.offset, reason=reason, kind=kind)
 
 
 def _until_member(items: Iterator[Member | Gap]) -> Iterator[Member | Gap]:

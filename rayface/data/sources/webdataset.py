@@ -71,7 +71,7 @@ class WebDatasetSource(DatasetSource):
         return self._sources if self._sources == [self.root] else [*self._sources, join(self.root, IDENTITIES)]
 
     def list_images(self, part: int) -> PartListing:
-        scan = scan_one(ScanJob(number=part, path=self._plain(part), deep=True))
+        scan = scan_one(ScanJob(number=part, path=self._plain(part), deep=True, name_unused=True))
         faults = [self._named(part, fault) for fault in scan.faults]
         refuse_not_a_tar(faults)
         if part == 0:

@@ -98,6 +98,9 @@ class WebfaceZipSource(DatasetSource):
                 row = (member.header_offset, member.compress_size, member.file_size, member.CRC, member.compress_type)
                 for column, value in zip(numbers.values(), row, strict=True):
                     column.append(value)
+        for empty in _empty_folders(members):
+            name = empty.filename.rstrip("/")
+            faults.add(_fault(path, name, empty.header_offset, "a folder without files", "identity"))
         columns = {"key": pa.array(keys, pa.string()), "identity": pa.array(identities, pa.string())}
         columns |= {"name": pa.array(names, pa.binary())}
         table = pa.table(columns | {name: pa.array(column) for name, column in numbers.items()})
@@ -165,7 +168,7 @@ def _refused(member: zipfile.ZipInfo, next_offset: int) -> tuple[str, str] | Non
     name = member.filename
     if not is_safe_name(name):
         return "name", "a name that leads out of the archive's folder"
-    if any(is_hidden(part) for part in name.rstrip("/").split("/")):
+    if _is_hidden(name):
         return "hidden", "hidden, or of a tool"
     if member.is_dir():
         return None
@@ -181,6 +184,20 @@ def _refused(member: zipfile.ZipInfo, next_offset: int) -> tuple[str, str] | Non
         return "truncated", "begins before the archive"
     end = member.header_offset + _LOCAL.size + len(_raw_name(member)) + member.compress_size
     return ("header", "overlaps the next member") if end > next_offset else None
+
+
+def _is_hidden(name: str) -> bool:
+    return any(map(is_hidden, name.rstrip("/").split("/")))
+
+
+def _empty_folders(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """Return the folders in which nothing is, apart from hidden files."""
+    seen = [each for each in members if is_safe_name(each.filename) and not _is_hidden(each.filename)]
+    filled = {each.filename.rstrip("/").rpartition("/")[0] for each in seen}
+    for folder in list(filled):
+        while (folder := folder.rpartition("/")[0]) not in filled:
+            filled.add(folder)
+    return [each for each in seen if each.is_dir() and each.filename.rstrip("/") not in filled]
 
 
 def _content(fetch: Fetch, member: _Member) -> bytes:

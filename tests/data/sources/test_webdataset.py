@@ -183,6 +183,20 @@ def test_webdataset_unreadable_samples_are_left_out_and_named(tmp_path: Path) ->
     assert named == [(source, "b.jpg", "unreadable"), (source, "c.jpg", "missing member")]
 
 
+def test_webdataset_files_that_are_no_part_of_a_sample_are_named_and_counted(tmp_path: Path) -> None:
+    files = [("README.md", b"x"), (".DS_Store", b"x"), ("a.jpg", JPEG[0]), ("a.cls", b"5"), ("a.mask", b"x")]
+    files += [("more/meta.json", b"{}"), ("more/._a.jpg", b"x"), ("b.mp4", b"x")]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    dataset = convert_webdataset(tmp_path / "a.tar", tmp_path / "out")
+    assert [(fault.kind, fault.member, fault.num_lost) for fault in dataset.faults] == [
+        ("hidden", ".DS_Store", 1),
+        ("other file", "README.md", 1),
+        ("hidden", None, 1),
+        ("other file", None, 2),
+    ]
+    assert check(tmp_path).ok  # a dataset may have them
+
+
 def test_webdataset_keys_that_are_no_paths_become_paths(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(pairs(["../../a", "a", "b.c", "b_c"], [0, 1, 2, 3], JPEG[:4]))
     convert_webdataset(tmp_path / "a.tar", tmp_path / "out")

@@ -41,8 +41,8 @@ def samples(dataset: Dataset) -> dict[str, tuple[str, bytes]]:
     return {sample.key: (dataset.identities[sample.label], sample.jpeg) for sample in read}
 
 
-def left_out(dataset: Dataset) -> list[tuple[str, str | None]]:
-    return sorted((fault.kind, fault.member) for fault in dataset.faults)
+def left_out(dataset: Dataset) -> list[tuple[str, str]]:
+    return sorted((fault.kind, fault.member) for fault in dataset.faults if fault.member)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -85,12 +85,19 @@ def test_zip_members_that_are_no_images_or_lead_out_are_left_out_by_name(tmp_pat
         "a/bad.jpg": JPEG[5][:-40],
         "5.jpg": JPEG[5],
         "empty/": b"",
+        "set/c/": b"",
+        "set/c/.DS_Store": b"x",
+        "set/d/": b"",
+        "set/d/6.jpg": JPEG[6],
+        "set/": b"",
     }
     (tmp_path / "x.zip").write_bytes(archive(members))
     dataset = convert(WebfaceZipSource(tmp_path / "x.zip"), tmp_path / "out")
-    assert samples(dataset) == {"a/0": ("a", JPEG[0])}
+    assert samples(dataset) == {"a/0": ("a", JPEG[0]), "set/d/6": ("d", JPEG[6])}
     assert left_out(dataset) == [
         ("hidden", "__MACOSX/a/._0.jpg"),
+        ("identity", "empty"),
+        ("identity", "set/c"),
         ("name", "../../a/1.jpg"),
         ("name", "/etc/a/2.jpg"),
         ("name", "a/../../b/3.jpg"),
