@@ -198,16 +198,18 @@ def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> int:
         DataError: too many images are unreadable.
     """
     limit = spilled.settings.max_corrupt_fraction
-    lost = listed.faults.num_lost
-    total = lost + listed.num_images
-    readable, first = 0, listed.faults.first() if lost else None
+    lost, readable, unread = listed.faults.num_lost, 0, listed.num_images
+    first = listed.faults.first() if lost else None
     tasks = tasks_of(spilled.sources, listed.units)
     for task in map_parts(spilled, tasks, "read images", rows=listed.num_images):
-        lost, readable, first = lost + task.num_lost, readable + task.num_images, first or task.first
+        lost, readable, unread = lost + task.num_lost, readable + task.num_images, unread - task.num_listed
+        first = first or (task.first if task.num_lost else None)
+        total = lost + readable + unread  # with files that turn out to be no images when they are read
         if lost > limit * total:
             raise DataError(
-                f"convert.max_corrupt_fraction: {limit:g}: {lost} of {total} images cannot be read (the first: "
-                f"{first}): raise it to resume, or repair the source and convert it into a new folder"
+                f"convert.max_corrupt_fraction: {limit:g}: {lost} of {'at most ' if unread else ''}{total} images "
+                f"cannot be read (the first: {first}): raise it to resume, or repair the source and convert it into a "
+                "new folder"
             )
     return readable
 

@@ -318,6 +318,24 @@ def test_convert_with_too_many_unreadable_images_stops_and_resumes_with_a_higher
     assert (dataset.num_images, len(dataset.faults), source.read_rows) == (8, 2, [])
 
 
+def test_convert_with_too_many_unreadable_images_counts_no_other_files(
+    tmp_path: Path, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bob/5.jpg", "cy/6.jpg", "cy/7.jpg"):
+        (people / name).write_bytes(b"torn")
+    for number in range(20):
+        (people / "Ann Lee" / f"{number}.txt").touch()
+    monkeypatch.setattr(listing, "UNIT_IMAGES", 31)  # all files but the last seven
+
+    def one_by_one(work: Any, parts: Any, name: str, *, rows: int | None = None) -> Any:
+        return map(work, parts)
+
+    for limit, words in ((0.15, "3 of 18 images"), (0.03, "1 of at most 18 images")):
+        settings = ConvertSettings(max_corrupt_fraction=limit)
+        with pytest.raises(DataError, match=rf"_fraction: {limit}: {words} cannot be read \(the first: .*/5.jpg"):
+            convert(FolderSource(people), tmp_path / str(limit), settings, map_parts=one_by_one)
+
+
 @pytest.mark.parametrize("is_in_task", [False, True])
 def test_convert_on_a_full_disk_names_folder_and_remedy_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_task: bool

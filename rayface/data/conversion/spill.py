@@ -92,8 +92,9 @@ class _ReadSize:
 
 @dataclass(frozen=True, kw_only=True)
 class SpilledUnits:
-    """Number of images of a task's units that were read and that were lost, and the first fault."""
+    """Number of files of a task's units, of images that were read and that were lost, and the first fault."""
 
+    num_listed: int
     num_images: int
     num_lost: int
     first: Fault | None
@@ -129,7 +130,10 @@ class Spill:
             note = note_of(read_table(path))
             num_images += sum(note["pieces"])
             faults.load(note["faults"])
-        return SpilledUnits(num_images=num_images, num_lost=faults.num_lost, first=faults.first())
+        num_listed = sum(map(len, units))
+        return SpilledUnits(
+            num_listed=num_listed, num_images=num_images, num_lost=faults.num_lost, first=faults.first()
+        )
 
     def _spill(self, unit: Unit, path: str) -> None:
         lost: list[tuple[str, Fault]] = []
