@@ -10,11 +10,12 @@ from typing import TypeVar
 import ray
 
 from rayface.config import ClusterConfig, Config, require_keys
+from rayface.data.conversion.columns import LOST
 from rayface.data.conversion.mapping import map_in_threads
 from rayface.data.convert import JOB as CONVERT_JOB
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
-from rayface.data.manifest import UNFINISHED
+from rayface.data.manifest import PAIRS, UNFINISHED
 from rayface.data.shards.samples import Fault
 from rayface.data.sources import DatasetSource, open_source
 from rayface.data.targets import Written, target_of
@@ -22,7 +23,19 @@ from rayface.files import read_json, remove_folder, write_json
 from rayface.job_folder import exclusive_job_folder, require_empty
 from rayface.ray_tasks import map_unordered
 from rayface.session import is_cluster, ray_session
-from rayface.storage import AnyPath, DataError, join, list_names, normalise, on_disk, path_of, split, uri_of
+from rayface.storage import (
+    AnyPath,
+    DataError,
+    join,
+    list_names,
+    normalise,
+    on_disk,
+    path_of,
+    read_bytes,
+    split,
+    uri_of,
+    write_bytes,
+)
 
 _FEW = 8  # parts of a phase that threads finish while a local Ray starts
 _JOB, _FAULTS = "job.json", "faults.json"  # beside the dataset that `write_target` converts first
@@ -67,7 +80,8 @@ def write_target(config: Config) -> Written:
     """Write `convert.source` to `convert.out` in the format `convert.to`.
 
     A source that is no dataset is first converted to one beside the output. Run again after an interruption, it takes
-    up what is there.
+    up what is there. The list of lost images, and pairs that the format has no place for, become OUT.lost.parquet and
+    OUT.pairs.csv.
 
     Raises:
         ValueError: bad input, one line.
@@ -89,6 +103,9 @@ def write_target(config: Config) -> Written:
             if not (work / name / CONVERT_JOB).exists():  # else it can be resumed
                 remove_folder(work)
             raise
+        for table in (LOST, PAIRS):
+            if (work / name / table).exists() and (table, given.to) != (PAIRS, "bin"):
+                write_bytes(join(folder, f"{name}.{table}"), read_bytes(uri_of(work / name / table)))
         remove_folder(work)
     return replace(written, faults=(*dataset.faults, *written.faults))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from rayface.config import ClusterConfig, Config, load
@@ -19,6 +20,7 @@ from rayface.stages.conversion import Tasks, convert_sources, write_target
 from rayface.storage import DataError
 from tests.conftest import ObjectStore
 from tests.data.scanned_tars import picture
+from tests.data.sources.bin_files import bin_file
 
 
 def people(folder: Path, names: str) -> Path:
@@ -120,7 +122,20 @@ def test_write_target_that_was_cut_off_takes_up_its_dataset(tmp_path: Path, monk
     monkeypatch.setattr(conversion, "convert_sources", None)
     written = write_target(target_config(tmp_path))
     assert (written.num_images, [fault.kind for fault in written.faults]) == (2, ["unreadable"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "out.lost.parquet"]
+    assert pq.read_table(tmp_path / "out.lost.parquet")["key"].to_pylist() == ["b_broken"]
+
+
+@pytest.mark.parametrize(("to", "beside"), [("bin", []), ("folder", ["out.pairs.csv"])])
+def test_write_target_of_pairs_keeps_them_in_the_format_or_beside_it(
+    tmp_path: Path, to: str, beside: list[str]
+) -> None:
+    (tmp_path / "in").write_bytes(bin_file([picture(number, "jpg") for number in range(4)], [True, False]))
+    write_target(target_config(tmp_path, to, kind="bin"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", *beside]
+    for name in beside:
+        lines = (tmp_path / name).read_text().splitlines()
+        assert lines == ["path_a,path_b,is_same,fold", "000000.jpg,000001.jpg,1,0", "000002.jpg,000003.jpg,0,1"]
 
 
 def test_job_beside_the_output_is_what_decides_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +174,7 @@ def test_write_target_of_a_conversion_that_was_killed_resumes_it(
     written = write_target(target_config(tmp_path, "folder"))
     assert (written.num_images, [fault.kind for fault in written.faults]) == (2, ["unreadable"])
     assert removed == ["out", ".out.dataset"]  # the complete one, to know that; the rest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "out.lost.parquet"]
 
 
 def test_write_target_into_a_store_leaves_nothing_beside_it(tmp_path: Path, object_store: ObjectStore) -> None:
