@@ -25,6 +25,7 @@ from rayface.data.manifest import (
     MANIFEST,
     Manifest,
     manifest_of_scan,
+    names_digest,
     read_identities,
     read_manifest,
     read_parquet,
@@ -137,13 +138,21 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
 def _check_labels(
     root: str, found: Manifest, labels: NDArray[np.int32], *, has_names: bool, counted: bool
 ) -> list[Fault]:
-    """Return the faults of names and labels; a dataset with names has as many classes as these."""
-    if has_names:
-        identities = read_identities(root, found.num_classes, exact=not counted)
-        found.num_classes = len(identities)
-        return _equal_names(root, identities)
-    reason = holes_in(root, labels, found.num_classes)
-    return [Fault(shard=root, member=None, reason=reason, num_lost=0, kind="labels")] if reason else []
+    """Return the faults of names and labels; a dataset with names has as many classes as these, and their digest."""
+    expected, found.identities = found.identities, None
+    if not has_names:
+        reason = holes_in(root, labels, found.num_classes)
+        holes = [Fault(shard=root, member=None, reason=reason, num_lost=0, kind="labels")] if reason else []
+        return holes + ([_changed_names(root, "is missing")] if expected else [])
+    identities = read_identities(root, found.num_classes, exact=not counted)
+    found.num_classes, found.identities = len(identities), names_digest(identities)
+    changed = [_changed_names(root, "has changed")] if expected not in (None, found.identities) else []
+    return changed + _equal_names(root, identities)
+
+
+def _changed_names(root: str, what: str) -> Fault:
+    reason = f"{what} since the dataset was written: restore it, or {recount(root)} and accept the names"
+    return Fault(shard=join(root, IDENTITIES), member=None, reason=reason, num_lost=0, kind="digest")
 
 
 def _manifest_to_check(root: str, names: set[str]) -> Manifest | None:

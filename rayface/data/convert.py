@@ -29,7 +29,7 @@ from rayface.data.conversion.spill import Spill
 from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.keys import key_hashes, read_keys, repeated_key
-from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, names_digest
 from rayface.data.shards.samples import Fault
 from rayface.data.shards.scan import INDEX_SCHEMA
 from rayface.data.sources.base import DatasetSource, write_beside
@@ -259,8 +259,8 @@ def _publish(
     identities = listed.identities
     if identities is None and not kept.all() and (len(sources) == 1 or settings.join == "labels"):
         identities = list(map(str, range(listed.num_labels)))  # as `list_sources`, for labels that become others
-    if identities is not None:
-        names = [identities[label] for label in np.flatnonzero(kept).tolist()]
+    names = None if identities is None else [identities[label] for label in np.flatnonzero(kept).tolist()]
+    if names is not None:
         write_bytes(join(work.out, IDENTITIES), identities_file(names, plan.readable[kept]))
     sides = {source.settings.image_size for source in sources}
     side = sides.pop() if len(sides) == 1 else None
@@ -272,6 +272,7 @@ def _publish(
         layout=settings.layout,
         source=", ".join(source.title for source in sources),
         created_by=f"rayface {VERSION}",
+        identities=None if names is None else names_digest(names),
         shards=[shard.entry for shard in written],
     )
     write_bytes(join(work.out, MANIFEST), manifest.to_json())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,10 +81,13 @@ class Manifest(BaseModel):
     created_by: str = ""
     selection: str | None = None
     """For a dataset that selects samples of shards elsewhere: sha256 of the selection; index.parquet lists them."""
+    identities: str | None = None
+    """Digest of the names in identities.parquet, see `names_digest`, for `rayface check`."""
     shards: list[ShardEntry]
 
     def to_json(self) -> bytes:
-        fields = self.model_dump(exclude={"shards"} if self.selection else {"selection", "shards"})
+        unset = {name for name in ("selection", "identities") if not getattr(self, name)}
+        fields = self.model_dump(exclude={"shards", *unset})
         fields["shards"] = [
             entry.model_dump(exclude=set() if entry.key_prefix else {"key_prefix"}) for entry in self.shards
         ]
@@ -131,6 +135,15 @@ def read_identities(root: str, num_classes: int, *, exact: bool) -> list[str]:
     if repeated_key(key_hashes(batches_of(names)), batches_of(names)) is not None:
         raise DataError(f"{path}: identity: names must be unique, because datasets are joined by them")
     return names.to_pylist()
+
+
+def names_digest(names: Sequence[str]) -> str:
+    """Return the sha256 of identity names by label; users may add columns to identities.parquet."""
+    digest = hashlib.sha256()
+    for name in names:
+        encoded = name.encode()
+        digest.update(b"%d %s" % (len(encoded), encoded))
+    return digest.hexdigest()
 
 
 def read_parquet(path: str, columns: list[str]) -> pa.Table:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rayface.data.classes import Ints
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.index import SOURCE_LABEL, count, looked_up
-from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, Parent, ShardEntry
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, Parent, ShardEntry, names_digest
 from rayface.data.shards.members import encode_sample
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex
@@ -203,6 +203,7 @@ def _publish(
         parent=Parent(path=source.roots[0] if len(source.roots) == 1 else list(source.roots), digest=source.digest),
         created_by=f"rayface {VERSION}",
         selection=chosen,
+        identities=names_digest(selection.identities) if selection.identities else None,
         shards=entries,
     )
     write_bytes(join(out, MANIFEST), manifest.to_json())

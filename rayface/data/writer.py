@@ -19,7 +19,17 @@ import pyarrow.parquet as pq
 
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.keys import read_keys, repeated_key
-from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, PAIRS, UNFINISHED, Manifest, Parent, ShardEntry
+from rayface.data.manifest import (
+    IDENTITIES,
+    INDEX,
+    MANIFEST,
+    PAIRS,
+    UNFINISHED,
+    Manifest,
+    Parent,
+    ShardEntry,
+    names_digest,
+)
 from rayface.data.output_folder import exclusive_output
 from rayface.data.shards.members import Image, encode_sample, parse_name
 from rayface.data.shards.scan import INDEX_SCHEMA, index_table
@@ -220,6 +230,7 @@ class ShardWriter:
         self._refuse_duplicates()
         if self.identities:
             write_bytes(join(self.root, IDENTITIES), identities_file(self.identities, self.counts))
+            self.manifest.identities = names_digest(self.identities)
         self.manifest.num_images = int(self.counts.sum())
         write_bytes(join(self.root, MANIFEST), self.manifest.to_json())
         delete(join(self.root, UNFINISHED))

@@ -47,6 +47,35 @@ def test_check_of_a_valid_dataset_passes(folder: Path, deep: bool, recorder: Any
     assert ("scan shards", len(report.shards), len(report.shards)) in recorder.advances
 
 
+def test_check_of_changed_or_missing_names_is_a_fault_until_they_are_accepted(folder: Path) -> None:
+    path = folder / "identities.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("group", [["x"] * 4]).take([3, 2, 1, 0]), path)
+    assert check(folder).ok  # the same names, and what a user added
+    digest = open_dataset(folder).digest
+    pq.write_table(table.set_column(1, "identity", [["a", "c", "b", "d"]]), path)
+    (fault,) = check(folder).faults
+    assert str(fault) == (
+        f"{path}: has changed since the dataset was written: restore it, or run `rayface check --write-manifest "
+        f"{folder}` to recount the shards and accept the names"
+    )
+    assert open_dataset(folder).digest == digest  # of images and labels
+    assert check(folder, write_manifest=True).counts == {"digest": 1}
+    assert check(folder).ok
+    path.unlink()
+    (fault,) = check(folder, write_manifest=True).faults
+    assert (fault.kind, fault.shard) == ("digest", str(path))
+    assert fault.reason.startswith("is missing since the dataset was written")
+    assert check(folder).ok
+
+
+def test_check_of_a_dataset_whose_manifest_has_no_digest_of_the_names_passes(folder: Path) -> None:
+    about = json.loads((folder / "dataset.json").read_text())
+    assert len(about.pop("identities")) == 64
+    (folder / "dataset.json").write_text(json.dumps(about))
+    assert check(folder).ok
+
+
 @pytest.mark.parametrize("processes", [False, True])
 def test_check_deep_of_a_corrupt_image_names_it_and_the_digest(
     folder: Path, processes: bool, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from rayface.data.manifest import (
     ShardEntry,
     digest_of,
     manifest_of_scan,
+    names_digest,
     read_identities,
     read_manifest,
     read_parquet,
@@ -225,6 +226,11 @@ def test_read_manifest_of_a_selection_on_a_server_of_another_kind_names_a_remedy
     assert ("open it from there" in str(caught.value)) == (not place.startswith("s3"))
     remember_server(place)  # as opening it from there does
     assert read_manifest(str(tmp_path)).num_images == 1
+
+
+def test_names_digest_depends_on_every_name_and_its_label() -> None:
+    digests = {names_digest(names) for names in (["a", "b"], ["b", "a"], ["a", "b", ""], ["ab"], ["a1 b"], ["a", "ü"])}
+    assert len(digests) == 6
 
 
 def test_open_dataset_with_a_selection_on_the_server_of_a_later_directory_reads_its_manifest(

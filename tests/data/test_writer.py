@@ -56,6 +56,7 @@ def test_write_dataset_writes_shards_index_identities_and_manifest(tmp_path: Pat
         "source": "drawn",
         "parent": parent,
         "created_by": f"rayface {rayface.__version__}",
+        "identities": hashlib.sha256(b"3 ann3 bob2 cy").hexdigest(),
     }
     assert sum(shard["num_images"] for shard in shards) == 12
     for shard in shards:
