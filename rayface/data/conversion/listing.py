@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -181,6 +181,8 @@ class _Labels:
         labelled = [_labelled(*each, by_label) for each in zip(names, sources, self._own, strict=True)]
         if len(sources) > 1 and settings.join is None:
             _refuse_nameless(labelled)
+        if settings.join == "separate" and any(each.identities for each in labelled):
+            labelled = [_named(*each) for each in zip(labelled, self._own, strict=True)]
         joined = join_labels(labelled, settings.join)
         if joined.text:
             logger.info("%s", joined.text)
@@ -237,6 +239,13 @@ def _labelled(name: str, source: DatasetSource, own: dict[str, int] | NDArray[np
             return given
         return Labelled(name=name, identities=None, num_classes=int(own.max(initial=0)) + 1, labels=own)
     return Labelled(name=name, identities=names, num_classes=len(own), labels=numbers)
+
+
+def _named(source: Labelled, own: dict[str, int] | NDArray[np.int64]) -> Labelled:
+    """Return a source whose labels without names are named SOURCE/LABEL, so that the others keep their names."""
+    if source.identities or not isinstance(own, np.ndarray):
+        return source
+    return replace(source, identities=[f"{source.name}/{label}" for label in own.tolist()])
 
 
 def _refuse_nameless(labelled: Sequence[Labelled]) -> None:

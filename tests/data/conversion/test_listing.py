@@ -76,6 +76,16 @@ def test_list_sources_of_two_without_names_needs_a_join(tmp_path: Path, join: st
         listed(named, sources[0], InMemory(NAMED), settings=settings)
 
 
+def test_list_sources_kept_separate_keep_the_names_of_those_that_have_some(tmp_path: Path) -> None:
+    named, labelled = InMemory([[("a", "ann", b"x"), ("b", "bob", b"x")]]), InMemory([[("a", 7, b"x"), ("b", 5, b"x")]])
+    named.root, labelled.root = "/data/one", "/data/two"
+    settings, work = ConvertSettings(join="separate"), work_folder(tmp_path / "mixed")
+    found = listed(work, named, labelled, settings=settings)
+    assert found.identities == ["ann", "bob", "two/5", "two/7"]
+    assert rows(work, found) == [("one/a", 0), ("one/b", 1), ("two/a", 3), ("two/b", 2)]
+    assert listed(work_folder(tmp_path / "labels"), labelled, labelled, settings=settings).identities is None
+
+
 def test_list_sources_again_lists_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = work_folder(tmp_path)
     fault = Fault(shard="p0", member="x", offset=0, reason="corrupt", kind="unreadable")
