@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import ray
 
-from rayface.config import ClusterConfig, Config, require_keys
+from rayface.config import ClusterConfig, Config, ConvertConfig, require_keys
+from rayface.data.configured import open_configured
 from rayface.data.conversion.columns import LOST
 from rayface.data.conversion.mapping import map_in_threads
 from rayface.data.convert import JOB as CONVERT_JOB
@@ -89,7 +90,9 @@ def write_target(config: Config) -> Written:
     given = config.convert
     target, out = target_of(str(given.to)), normalise(str(given.out))
     if not given.kind:
-        return target(open_dataset(given.source, join=config.data.join), out)
+        _refuse_settings_of_sources(given)
+        dataset = open_configured("convert.source", given.source, config.data)
+        return _with_faults(target(dataset, out), dataset)
     if given.to == "folder":
         on_disk(out, "convert.out")
     folder, name = split(out)
@@ -107,6 +110,20 @@ def write_target(config: Config) -> Written:
             if (work / name / table).exists() and (table, given.to) != (PAIRS, "bin"):
                 write_bytes(join(folder, f"{name}.{table}"), read_bytes(uri_of(work / name / table)))
         remove_folder(work)
+    return _with_faults(written, dataset)
+
+
+def _refuse_settings_of_sources(given: ConvertConfig) -> None:
+    """Refuse settings that a dataset, whose images are written as they are, does not take."""
+    for name, value in asdict(replace(ConvertConfig(), source=given.source, to=given.to, out=given.out)).items():
+        if (own := getattr(given, name)) != value:
+            raise ValueError(
+                f"convert.{name}: {own}: has no effect on a dataset: set convert.kind=webdataset (--from webdataset), "
+                "which converts it first"
+            )
+
+
+def _with_faults(written: Written, dataset: Dataset) -> Written:
     return replace(written, faults=(*dataset.faults, *written.faults))
 
 

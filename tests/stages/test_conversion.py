@@ -1,6 +1,7 @@
 """The convert stage: sources of a config, and where its tasks run."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from rayface.config import ClusterConfig, Config, load
 from rayface.data.dataset import Dataset
 from rayface.data.manifest import UNFINISHED
 from rayface.data.targets import TARGETS, Written
+from rayface.data.writer import write_dataset
 from rayface.files import remove_folder
 from rayface.stages import conversion
 from rayface.stages.conversion import Tasks, convert_sources, write_target
@@ -136,6 +138,21 @@ def test_write_target_of_pairs_keeps_them_in_the_format_or_beside_it(
     for name in beside:
         lines = (tmp_path / name).read_text().splitlines()
         assert lines == ["path_a,path_b,is_same,fold", "000000.jpg,000001.jpg,1,0", "000002.jpg,000003.jpg,0,1"]
+
+
+def test_write_target_of_a_dataset_counts_samples_that_were_lost_when_it_was_opened(tmp_path: Path) -> None:
+    samples = [(f"k{number}", 0, picture(number, "jpg")) for number in range(4)]
+    last = write_dataset(tmp_path / "in", samples, name="x", identities=["a"], image_size=None).index.offset[-1]
+    os.truncate(tmp_path / "in" / "shard-000000.tar", int(last) + 600)
+    config = target_config(tmp_path, kind="[]")
+    with pytest.raises(DataError, match=r"^convert\.source: 1 of 4 samples are corrupt"):
+        write_target(config)
+    written = write_target(replace(config, data=replace(config.data, max_corrupt_fraction=0.25)))
+    assert (written.num_images, [(fault.member, fault.num_lost) for fault in written.faults]) == (3, [("k3", 1)])
+    with pytest.raises(
+        ValueError, match=r"^convert\.limit: 3: has no effect on a dataset: set convert.kind=webdataset"
+    ):
+        write_target(target_config(tmp_path, kind="[]", limit=3))
 
 
 def test_job_beside_the_output_is_what_decides_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
