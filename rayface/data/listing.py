@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rayface.data.shards.samples import NOT_A_TAR, Fault
 from rayface.storage import DataError, FileInfo, is_local, join, list_entries, require_utf8
@@ -72,15 +72,33 @@ def tars_not_read(
 ) -> list[str]:
     """Return the compressed tars of a folder and all tars in its sub-folders, as paths relative to it.
 
-    Hidden sub-folders, those that cannot be listed (lost+found), and links to folders already seen are skipped.
-
     Args:
         files, folders: entries of `root`.
         dataset_marker: sub-folders with a file of this name are separate datasets and skipped.
+        most_folders, unlisted: as in `files_below`.
+    """
+    found = [file.name for file in files if is_compressed(file.name)]
+    for folder, names in files_below(root, folders, most_folders=most_folders, unlisted=unlisted):
+        if dataset_marker not in names:
+            found += [f"{folder}/{name}" for name in names if _is_tar(name) or is_compressed(name)]
+    return found
+
+
+def files_below(
+    root: str,
+    folders: Sequence[str],
+    *,
+    most_folders: int | None = _MAX_SUBFOLDERS,
+    unlisted: list[str] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (sub-folder relative to `root`, names of its files) for all sub-folders, given the first level of them.
+
+    Hidden sub-folders, those that cannot be listed (lost+found), and links to folders already seen are skipped.
+
+    Args:
         most_folders: maximum number of sub-folders to search; None: all.
         unlisted: the sub-folders that cannot be listed are added to it.
     """
-    found = [file.name for file in files if is_compressed(file.name)]
     waiting = deque(folders)
     seen = {os.path.realpath(root)}
     for _ in itertools.count() if most_folders is None else range(most_folders):
@@ -98,10 +116,8 @@ def tars_not_read(
             if unlisted is not None:
                 unlisted.append(folder)
             continue
-        if dataset_marker not in {file.name for file in files}:
-            found += [f"{folder}/{file.name}" for file in files if _is_tar(file.name) or is_compressed(file.name)]
+        yield folder, [file.name for file in files]
         waiting.extend(f"{folder}/{name}" for name in folders)
-    return found
 
 
 def refuse_not_read(root: str, names: Sequence[str], *, has_shards: bool) -> None:

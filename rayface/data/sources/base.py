@@ -12,10 +12,11 @@ from typing import ClassVar, NamedTuple
 import pyarrow as pa
 
 from rayface.data.dataset import Dataset
+from rayface.data.listing import files_below
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.keys import keys_with_part
-from rayface.storage import normalise, printable, split
+from rayface.storage import join, normalise, printable, split
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,17 @@ class DatasetSource(ABC):
         Keys are relative paths without dots, and differ from each other.
         """
         return keys_with_part(self.parts(), keys)
+
+
+def archives_below(root: str, folders: Sequence[str], suffix: str) -> list[Fault]:
+    """Return a fault for each archive in a sub-folder of a source that reads those of its folder only."""
+    reason = "in a sub-folder, which is not read: give it as a source of its own, or move the file"
+    return [
+        Fault(shard=join(root, f"{folder}/{name}"), member=None, reason=reason, kind="not read")
+        for folder, names in files_below(root, folders)
+        for name in names
+        if name.lower().endswith(suffix) and not name.startswith(".")
+    ]
 
 
 def write_beside(sources: Sequence[DatasetSource], dataset: Dataset) -> None:

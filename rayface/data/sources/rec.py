@@ -16,7 +16,7 @@ import pyarrow.csv as pa_csv
 from rayface.data.classes import MAX_LABEL
 from rayface.data.shards.samples import Fault
 from rayface.data.shards.tar import Fetch
-from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
+from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings, archives_below
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.first_image import size_of_first
 from rayface.data.sources.lst import names_in_lst
@@ -29,7 +29,7 @@ from rayface.data.sources.recordio import (
     iter_records,
     read_record,
 )
-from rayface.storage import DataError, Source, exists, forward_reads, join, list_files, one_line
+from rayface.storage import DataError, Source, exists, forward_reads, join, list_entries, one_line
 from rayface.values import counted
 
 _PART_BYTES = 128 << 20
@@ -63,7 +63,7 @@ class RecSource(DatasetSource):
         self._faults: list[Fault] = []
 
     def prepare(self, near: str) -> None:
-        self._files = _find_files(self.root)
+        self._files, self._faults = _find_files(self.root)
         for path in self._files:
             with Source(path) as source:
                 size = self._size[path] = source.size
@@ -132,14 +132,15 @@ class RecSource(DatasetSource):
         return names_in_lst(lst, labels) if exists(lst) else None
 
 
-def _find_files(root: str) -> list[str]:
-    """Return the file `root`, or the .rec files of that folder."""
+def _find_files(root: str) -> tuple[list[str], list[Fault]]:
+    """Return the file `root`, or the .rec files of that folder, and a fault for each in its sub-folders."""
     if root.partition("?")[0].endswith(".rec"):
-        return [root]
-    names = [file.name for file in list_files(root, "folder or .rec file") if file.name.endswith(".rec")]
+        return [root], []
+    files, folders = list_entries(root, "folder or .rec file")
+    names = [file.name for file in files if file.name.endswith(".rec")]
     if not names:
         raise DataError(f"{root}: no .rec file in this folder: give the file or its folder")
-    return [join(root, name) for name in names]
+    return [join(root, name) for name in names], archives_below(root, folders, ".rec")
 
 
 def _label_of(header: ImageRecord) -> int:

@@ -17,12 +17,12 @@ import pyarrow as pa
 from rayface.data.decode import SNIFF_BYTES, image_format
 from rayface.data.shards.samples import Fault
 from rayface.data.shards.tar import Fetch, is_safe_name
-from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
+from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings, archives_below
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.first_image import size_of_first
 from rayface.data.sources.folder import is_hidden
 from rayface.data.sources.image_file import has_image_suffix
-from rayface.storage import DataError, Source, forward_reads, join, list_files, one_line, open_binary
+from rayface.storage import DataError, Source, forward_reads, join, list_entries, one_line, open_binary
 
 _MAGIC = b"PK\3\4"
 _LOCAL = struct.Struct("<4s5H3I2H")  # header of a member, beside its data
@@ -60,17 +60,17 @@ class WebfaceZipSource(DatasetSource):
         super().__init__(src, settings)
         self._paths: list[str] = []
         self._names: list[str] = []
+        self._not_read: list[Fault] = []
 
     def prepare(self, near: str) -> None:
         if self.root.partition("?")[0].lower().endswith(".zip"):
             self._paths, self._names = [self.root], [self.root.rpartition("/")[2]]
         else:
-            files = [
-                file for file in list_files(self.root, "folder or .zip file") if file.name.lower().endswith(".zip")
-            ]
-            if not files:
+            files, folders = list_entries(self.root, "folder or .zip file")
+            self._names = [file.name for file in files if file.name.lower().endswith(".zip")]
+            if not self._names:
                 raise DataError(f"{self.root}: no .zip file in this folder: give the file or its folder")
-            self._names = [file.name for file in files]
+            self._not_read = archives_below(self.root, folders, ".zip")
             self._paths = [join(self.root, name) for name in self._names]
 
     def parts(self) -> Sequence[str]:
@@ -82,7 +82,7 @@ class WebfaceZipSource(DatasetSource):
     def list_images(self, part: int) -> PartListing:
         path = self._paths[part]
         members, start_of_directory = _directory_of(path)
-        faults = FaultLog(self.root)
+        faults = FaultLog(self.root, self._not_read if part == 0 else ())
         keys, identities, names = [], [], []
         numbers = {name: array("q") for name in _Member._fields[1:]}
         behind = itertools.chain((member.header_offset for member in members[1:]), (start_of_directory,))

@@ -26,6 +26,8 @@ from rayface.data.shards.samples import Sample
 from rayface.data.sources import SOURCES, PartListing, SourceSettings, open_source
 from rayface.data.sources.folder import FolderSettings
 from tests.data.scanned_tars import picture
+from tests.data.sources.rec_files import insightface
+from tests.data.sources.test_webface_zip import archive
 
 ROOT = Path(__file__).parents[3]
 # A grey JPEG of 112 x 112 pixels.
@@ -189,3 +191,21 @@ def test_source_that_is_pickled_after_prepare_lists_and_reads_the_same(kind: str
         assert listing.equals(source.list_images(part).images)
         found += [image.data for image in copy.read(part, listing)]
     assert sorted(found) == sorted(sample.jpeg for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "data"),
+    [
+        ("rec", "a.rec", insightface([(0, GREY)]).data),
+        ("webface-zip", "a.zip", archive({"ada/0.jpg": GREY})),
+    ],
+)
+def test_convert_of_a_folder_with_archives_in_sub_folders_names_those(
+    tmp_path: Path, kind: str, name: str, data: bytes
+) -> None:
+    for folder in ("in", "in/more/deep", "in/.hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).write_bytes(data)
+    dataset = convert(open_source(kind, tmp_path / "in"), tmp_path / "out")
+    assert [(fault.kind, fault.shard) for fault in dataset.faults] == [("not read", f"{tmp_path}/in/more/deep/{name}")]
+    assert dataset.num_images == 1
