@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,9 @@ from rayface.embedding.embed import find_room
 from rayface.embedding.shard_embedder import ShardWork, shard_work
 from rayface.ray_tasks import map_unordered, map_unordered_by_actors
 from rayface.storage.parquet import num_rows, read_table
+from rayface.values import counted
+
+logger = logging.getLogger(__name__)
 
 _GPU_ROWS = 2**30  # bytes of embeddings per tile on a GPU: smaller tiles leave it idle
 
@@ -215,6 +219,8 @@ def copies(dataset: Dataset, images: ImageFiles, folder: WorkPath) -> Pairs:
     tables = map(images.table, range(len(images.paths)))
     places = dataset.find(keys for table in tables for keys in batches_of(table["key"]))
     own = np.where(places >= 0, digests[places], 0)
+    if unread := int(np.count_nonzero(own == 0)):
+        logger.warning("clean.bytes: %s of prune.data cannot be read: not compared", counted(unread, "image"))
     known, counts = np.unique(own[own > 0], return_counts=True)
     rows = np.flatnonzero(np.isin(own, known[counts > 1]))
     left, right, cosines = copies_of(own[rows], images.cosines[rows])

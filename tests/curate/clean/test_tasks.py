@@ -1,6 +1,7 @@
 """What cleaning does on the cluster, in the test's own process: descriptions, searched tiles, equal files."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_digests_of_a_dataset_stand_in_the_order_of_its_index(tmp_path: Path, mo
 
 
 def test_copies_of_equal_files_keep_the_one_nearest_to_its_mean(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]]
 ) -> None:
     dataset = keyed_dataset(tmp_path, monkeypatch)
     monkeypatch.setattr(tasks, "_digests", lambda dataset, folder: np.array([5, 5, 0, 0, *range(6, 14)], np.uint64))
@@ -89,3 +90,4 @@ def test_copies_of_equal_files_keep_the_one_nearest_to_its_mean(
     images = describe(found, WorkPath(root=tmp_path / "all"))
     left, right, _ = copies(dataset, images, WorkPath(root=tmp_path))
     assert (left.tolist(), right.tolist()) == ([0], [1])  # unreadable files, of digest 0, are no copies
+    assert messages()[1:] == ["clean.bytes: 2 images of prune.data cannot be read: not compared"]
