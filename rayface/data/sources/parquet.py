@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from rayface.data.sources.parquet_files import find_files
 from rayface.data.sources.parquet_rows import RowReaders, mean_bytes
 from rayface.storage import DataError, join, one_line
 from rayface.storage.parquet import MAX_TEXT, open_parquet
+
+logger = logging.getLogger(__name__)
 
 _LABELS = ("label", "labels", "identity", "identity_id", "person", "person_id", "subject", "subject_id", "class", "cls")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -155,7 +158,11 @@ class ParquetSource(DatasetSource):
 
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
         names = self._found().names
-        if names is None or labels[-1] >= len(names) or len(set(names)) < len(names):
+        if names is None:
+            return None
+        if labels[-1] >= len(names) or len(set(names)) < len(names):
+            why = f"{len(names)} names, but a label {labels[-1]}" if labels[-1] >= len(names) else "names occur twice"
+            logger.warning("%s: its ClassLabel gives no names to the identities: %s", self.root, why)
             return None
         return [names[label] for label in labels]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import struct
@@ -29,8 +30,10 @@ from rayface.data.sources.recordio import (
     iter_records,
     read_record,
 )
-from rayface.storage import DataError, Source, exists, forward_reads, join, list_entries, one_line
+from rayface.storage import DataError, Source, exists, forward_reads, join, list_entries, one_line, printable
 from rayface.values import counted
+
+logger = logging.getLogger(__name__)
 
 _PART_BYTES = 128 << 20
 _TEXT_BYTES = 16 << 20  # of an .idx at once
@@ -126,10 +129,12 @@ class RecSource(DatasetSource):
                     yield SourceImage(content[start:], path, f"record {int(key)}", offset)
 
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
-        if len(self._files) != 1:
-            return None
-        lst = _beside(self._files[0], ".lst")
-        return names_in_lst(lst, labels) if exists(lst) else None
+        lists = [lst for path in self._files if exists(lst := _beside(path, ".lst"))]
+        names = names_in_lst(lists[0], labels) if lists and len(self._files) == 1 else None
+        if lists and names is None:
+            rule = "it must be of the only .rec, with a folder of its own for each label"
+            logger.warning("%s: gives no names to the identities: %s", printable(lists[0]), rule)
+        return names
 
 
 def _find_files(root: str) -> tuple[list[str], list[Fault]]:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_parquet_of_hugging_face_takes_bytes_path_and_class_names(tmp_path: Path
     dataset = convert(ParquetSource(tmp_path / "in"), tmp_path / "out")
     assert samples(dataset) == {f"{row:04d}": (f"n{LABELS[row]}", JPEG[row]) for row in range(6)}
     assert (dataset.identities, dataset.faults, dataset.about.image_size) == (("n0", "n2", "n5"), (), (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [(["ann", "bob", "cy"], "3 names, but a label 5"), (["ann", "bob", "ann", "d", "e", "f"], "names occur twice")],
+)
+def test_parquet_class_names_that_do_not_fit_the_labels_are_left_out_with_a_warning(
+    tmp_path: Path, messages: Callable[[], list[str]], names: list[str], why: str
+) -> None:
+    about = {"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}}
+    path = write(tmp_path / "x.parquet", {"image": JPEG, "label": LABELS}, metadata=about)
+    assert convert(ParquetSource(path), tmp_path / "out").identities == ("0", "2", "5")
+    assert messages() == [f"{path}: its ClassLabel gives no names to the identities: {why}"]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])

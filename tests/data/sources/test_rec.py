@@ -1,6 +1,7 @@
 """RecordIO files: both kinds of headers, tables of identities, records in several parts, missing .idx, corruption."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def test_rec_invalid_header_of_an_image_is_a_fault(tmp_path: Path, content: byte
     assert reason.replace(".09", "+09") in str(faults[0])
 
 
-def test_rec_names_of_identities_come_from_its_lst(tmp_path: Path) -> None:
+def test_rec_names_of_identities_come_from_its_lst(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
     src = save(tmp_path / "a", insightface(IMAGES))
     lines = [f"1\t/data/ms1m/p{label}/{n}.jpg\t{label}\n" for n, (label, _) in enumerate(IMAGES)]
     (src / "train.lst").write_text("".join(lines))
@@ -170,16 +171,20 @@ def test_rec_names_of_identities_come_from_its_lst(tmp_path: Path) -> None:
     lines = [f"{n}\t{label}.000000\tp{label}/{n}.jpg\n" for n, (label, _) in enumerate(IMAGES)]
     (src / "train.lst").write_text("".join(lines))
     assert convert(RecSource(src / "train.rec"), tmp_path / "out2").identities == ("p0", "p3", "p7")
+    assert messages() == []
     (src / "train.lst").write_text("1\tall/0.jpg\t0\n1\tall/1.jpg\t3\n")
     assert convert(RecSource(src), tmp_path / "out3").identities == ("0", "3", "7")
+    rule = "it must be of the only .rec, with a folder of its own for each label"
+    assert messages() == [f"{src}/train.lst: gives no names to the identities: {rule}"]
 
 
-def test_rec_of_several_files_takes_no_names_from_one_lst(tmp_path: Path) -> None:
+def test_rec_of_several_files_takes_no_names_from_one_lst(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
     src = save(tmp_path / "a", insightface(IMAGES))
     (src / "train.rec").rename(src / "train_2.rec")
     save(src, insightface(IMAGES))
     (src / "train.lst").write_text("".join(f"1\tp{label}/0.jpg\t{label}\n" for label, _ in IMAGES))
     assert convert(RecSource(src), tmp_path / "out").identities == ("0", "3", "7")
+    assert "train.lst: gives no names" in messages()[0]
 
 
 def test_rec_index_that_is_read_in_blocks_counts_every_missing_record(
