@@ -79,6 +79,9 @@ class AlignedSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return self._photographs.parts()
 
+    def inventory(self) -> Sequence[str]:
+        return self._photographs.inventory()
+
     def input_files(self) -> Sequence[str]:
         return self._photographs.input_files()
 

@@ -15,6 +15,7 @@ from rayface.pools import thread_pool
 from rayface.storage import REQUESTS, DataError, is_local, locate, retried
 
 FAULTS = "faults"  # in the job file, from when the dataset is complete
+_REMEDY = "restore it to resume, or delete the folder and run again"
 
 
 def job_of(sources: Sequence[DatasetSource], settings: ConvertSettings) -> dict[str, object]:
@@ -25,7 +26,7 @@ def job_of(sources: Sequence[DatasetSource], settings: ConvertSettings) -> dict[
                 "kind": source.kind,
                 "path": source.root,
                 "settings": asdict(source.settings),
-                "parts": hashlib.sha256("\n".join(source.parts()).encode("utf-8", "surrogateescape")).hexdigest(),
+                "parts": hashlib.sha256("\n".join(source.inventory()).encode("utf-8", "surrogateescape")).hexdigest(),
             }
             for source in sources
         ],
@@ -38,16 +39,16 @@ def changed_in_job(before: Mapping[str, Any], job: Mapping[str, Any], folder: st
     """Return the first name whose value differs in the stored job of a folder, and in this one.
 
     Raises:
-        DataError: a file of the sources differs.
+        DataError: a file of the sources differs, or the names of their parts.
     """
     before = {name: value for name, value in before.items() if name != FAULTS}
     name = changed_name({**before, "sources": _without_parts(before)}, {**job, "sources": _without_parts(job)})
     if name == "files" and (file := changed_name(before.get("files", {}), job["files"])):
-        raise DataError(
-            f"{folder}: {file} has changed since the job started (its size, or the time of its last change): restore "
-            "it to resume, or delete the folder and run again"
-        )
-    return name or changed_name(before, job)
+        raise DataError(f"{folder}: {file} has changed since the job started (its size or time): {_REMEDY}")
+    if name is None and changed_name(before, job):
+        paths = [new["path"] for old, new in zip(before["sources"], job["sources"], strict=True) if old != new]
+        raise DataError(f"{folder}: {paths[0]} has other folders or files than when the job started: {_REMEDY}")
+    return name
 
 
 def _without_parts(job: Mapping[str, Any]) -> list[dict[str, Any]]:

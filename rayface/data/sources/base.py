@@ -134,6 +134,10 @@ class DatasetSource(ABC):
     def parts(self) -> Sequence[str]:
         """Return the names of the parts, always in the same order; keys found in several parts are prefixed by them."""
 
+    def inventory(self) -> Sequence[str]:
+        """Return names of what the source consists of, of which a resume refuses others."""
+        return self.parts()
+
     def input_files(self) -> Sequence[str]:
         """Return the paths of the files that decide the result, if they are few: a resume refuses changed ones."""
         return ()

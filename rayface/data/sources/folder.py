@@ -74,6 +74,9 @@ class FolderSource(DatasetSource):
     def parts(self) -> Sequence[str]:
         return self._folders[::_PART]
 
+    def inventory(self) -> Sequence[str]:
+        return self._folders
+
     def list_images(self, part: int) -> PartListing:
         faults = FaultLog(self.root)
         if part == 0:

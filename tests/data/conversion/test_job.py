@@ -61,8 +61,9 @@ def test_job_of_a_source_has_size_and_time_of_its_archives(
     opened = open_source(kind, tmp_path / source)
     opened.prepare("")
     assert job_of([opened], ConvertSettings())["files"] == ({} if kind == "folder" else expected)
+    assert opened.inventory() == (["ada"] if kind == "folder" else opened.parts())
     aligned = AlignedSource(opened, AlignedSettings(), lambda: lambda image: [])
-    assert aligned.input_files() == opened.input_files()
+    assert (aligned.input_files(), aligned.inventory()) == (opened.input_files(), opened.inventory())
 
 
 def test_job_of_an_lmdb_has_its_data_file(tmp_path: Path) -> None:
@@ -96,8 +97,8 @@ def test_convert_resumed_after_an_archive_was_replaced_is_refused_and_names_it(t
     with pytest.raises(DataError) as refused:
         convert_zips()
     assert str(refused.value) == (
-        f"convert.out: {tmp_path}/out: {replaced} has changed since the job started (its size, or the time of its last "
-        "change): restore it to resume, or delete the folder and run again"
+        f"convert.out: {tmp_path}/out: {replaced} has changed since the job started (its size or time): restore it to "
+        "resume, or delete the folder and run again"
     )
     (tmp_path / "in" / "c.zip").write_bytes(archive({"c/0.png": IMAGES[1]}))
     replaced.write_bytes(archive({"b/0.png": IMAGES[0]}))
@@ -108,10 +109,22 @@ def test_convert_resumed_after_an_archive_was_replaced_is_refused_and_names_it(t
     assert sorted(convert_zips()) == ["a/0", "b/0"]
 
 
+def test_convert_resumed_after_a_folder_was_added_is_refused(tmp_path: Path) -> None:
+    for name in ("ada", "bob"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "0.png").write_bytes(IMAGES[0])
+    with pytest.raises(Killed):
+        convert(open_source("folder", tmp_path / "in"), tmp_path / "out", map_parts=killed_in("read images", 0))
+    (tmp_path / "in" / "cy").mkdir()
+    with pytest.raises(DataError, match=r"/out: .*/in has other folders or files than when the job started"):
+        convert(open_source("folder", tmp_path / "in"), tmp_path / "out")
+
+
 def test_changed_in_job_of_other_sources_or_settings_is_their_name(tmp_path: Path) -> None:
     job = job_of([InMemory([[], []])], ConvertSettings())
     assert changed_in_job({**job, "faults": {}}, job, "out") is None
-    assert changed_in_job(job, job_of([InMemory([[]])], ConvertSettings()), "out") == "sources"
+    with pytest.raises(DataError, match=r"^out: .*/memory has other folders or files than when the job started"):
+        changed_in_job(job, job_of([InMemory([[]])], ConvertSettings()), "out")
     assert changed_in_job(job, job_of([InMemory([[], []])], ConvertSettings(seed=1)), "out") == "seed"
     other = {**job, "sources": [], "files": {"a": "missing"}}
     assert changed_in_job(job, other, "out") == "sources"
