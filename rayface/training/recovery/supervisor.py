@@ -37,8 +37,13 @@ _TRAIN_VARIABLES = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PREEM
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Libraries that write files (PyTorch, safetensors, SQLite, Arrow) report a full disk only as text.
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
-# PyTorch's error of a GPU; by its text, since the controller does not import PyTorch.
-_GPU_FULL = re.compile(r"(?:CUDA|HIP) out of memory\. Tried to allocate [\d.]+ \w+")
+# A full GPU, by its text, since the controller does not import PyTorch: texts of PyTorch's allocators, of CUDA, Triton
+# and NCCL ("Cuda failure 2 'out of memory'"), of cuBLAS and cuDNN.
+_GPU_FULL = re.compile(
+    r"(?:Triton Error \[)?(?:CUDA|HIP)\b[\w :\]']{0,20}out of memory'?(?:\. Tried to allocate [\d.]+ \w+)?"
+    r"|Allocation on device \d+ would exceed allowed memory|CU(?:BLAS|DNN)_STATUS_\w*ALLOC\w*_FAILED",
+    re.IGNORECASE,
+)
 _FAILED_STARTS = 10  # maximum number per run, for example because a node is lost during a start
 _POLL_SECONDS = 0.2
 # Reasons of restarts that are no failures.
@@ -177,9 +182,11 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
         if full := _full_disk(cause):
             return TrainingStoppedError(f"worker {rank}: {full}: free space there, then resume the run")
         if lacking := _GPU_FULL.search(str(cause)):
+            # CUDA says the same of host memory that cannot be page-locked.
+            locked = ", page-locked buffers (checkpoints, head.host_memory) into the host's" * ("error:" in lacking[0])
             return TrainingStoppedError(
-                f"worker {rank}: {lacking[0]}: a step must fit into a GPU's memory: set train.max_batch_per_worker or "
-                "backbone.checkpointing=true, then resume the run"
+                f"worker {rank}: {lacking[0]}: a step must fit into a GPU's memory{locked}: set "
+                "train.max_batch_per_worker or backbone.checkpointing=true, then resume the run"
             )
         for known in _KNOWN:
             if isinstance(cause, known):

@@ -63,14 +63,50 @@ def test_full_disk_anywhere_in_a_worker_stops_the_run(cause, message):
     assert lasting_cause({0: UserExceptionWithTraceback(OSError(errno.EIO, "Input/output error"), "trace")}) is None
 
 
-def test_step_that_does_not_fit_into_a_gpu_stops_the_run():
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
-    lasting = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(error, "trace")})
+NCCL_FULL = """NCCL error in: NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for details)
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+Cuda failure 2 'out of memory'"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (
+            torch.OutOfMemoryError,
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
+            "CUDA out of memory. Tried to allocate 2.00 GiB: a step must fit into a GPU's memory: set ",
+        ),
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate more than 1EB", "CUDA out of memory: a step "),
+        (
+            torch.OutOfMemoryError,
+            "Allocation on device 0 would exceed allowed memory. (out of memory)",
+            "Allocation on device 0 would exceed allowed memory: a step ",
+        ),
+        (
+            torch.AcceleratorError,
+            "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'",
+            "CUDA error: out of memory: a step must fit into a GPU's memory, page-locked buffers (checkpoints, "
+            "head.host_memory) into the host's: set ",
+        ),
+        (RuntimeError, "HIP error: out of memory", "HIP error: out of memory: a step must fit into a GPU's memory, "),
+        (RuntimeError, "CUDA driver error: out of memory", "CUDA driver error: out of memory: a step "),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when `c`", "CUBLAS_STATUS_ALLOC_FAILED: a step "),
+        (RuntimeError, "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED: a step "),
+        (RuntimeError, "Triton Error [CUDA]: out of memory", "Triton Error [CUDA]: out of memory: a step "),
+        (torch.distributed.DistBackendError, NCCL_FULL, "Cuda failure 2 'out of memory': a step "),
+    ],
+)
+def test_step_that_does_not_fit_into_a_gpu_stops_the_run(kind, text, said):
+    lasting = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(kind(text), "trace")})
     assert isinstance(lasting, TrainingStoppedError)
-    assert str(lasting) == (
-        "worker 1: CUDA out of memory. Tried to allocate 2.00 GiB: a step must fit into a GPU's memory: set "
-        "train.max_batch_per_worker or backbone.checkpointing=true, then resume the run"
-    )
+    assert str(lasting).startswith(f"worker 1: {said}")
+    assert str(lasting).endswith("train.max_batch_per_worker or backbone.checkpointing=true, then resume the run")
+
+
+@pytest.mark.parametrize("text", ["CUDA error: illegal memory access", "CUDNN_STATUS_EXECUTION_FAILED", "Cuda failure"])
+def test_other_failure_of_a_gpu_restarts_the_workers(text):
+    assert lasting_cause({0: UserExceptionWithTraceback(torch.AcceleratorError(text), "trace")}) is None
 
 
 def test_describe_of_a_dead_worker_names_it_before_those_that_lost_it():
