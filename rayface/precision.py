@@ -2,7 +2,7 @@
 
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -44,8 +44,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
     By default convolutions of float32 round their factors to TF32 (10 bits), and so do products with
     TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which NVIDIA's containers set; products of bfloat16 may round partial sums.
 
-    On other devices it does nothing. Contexts may overlap in threads: the last one to end restores the settings. Inside
-    it, PyTorch 2.9 and later refuse to read the older settings (`allow_tf32`).
+    On other devices it does nothing. Contexts may overlap in threads: the last one to end restores the settings.
     """
     if device.type != "cuda":
         yield
@@ -64,24 +63,38 @@ def full_float32(device: torch.device) -> Iterator[None]:
 def _forbid_tf32() -> Callable[[], None]:
     """Forbid TF32 and rounded sums; return the function that restores the settings."""
     cudnn: Any = torch.backends.cudnn  # its types lack `conv`
+    mkldnn: Any = torch.backends.mkldnn
     matmul, undo = torch.backends.cuda.matmul, ExitStack()
     if matmul.allow_bf16_reduced_precision_reduction:
         undo.callback(setattr, matmul, "allow_bf16_reduced_precision_reduction", True)
         matmul.allow_bf16_reduced_precision_reduction = False
-    if hasattr(matmul, "fp32_precision"):  # not the older settings: to read them raises if a program has set these
-        for setting in (cudnn, matmul, cudnn.conv):  # the first is that of all CUDA, which others may inherit
-            if (before := setting.fp32_precision) != "ieee":
-                undo.callback(_restore, setting, before)
-                setting.fp32_precision = "ieee"
-    else:  # PyTorch before 2.9
-        undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        undo.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
-        torch.set_float32_matmul_precision("highest")
-        cudnn.allow_tf32 = False
+    if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9
+        # The first belongs to the older name of `matmul`; the second is that of all CUDA, which the others may inherit.
+        settings = (mkldnn.matmul, cudnn, matmul, cudnn.conv, cudnn.rnn)
+        before = [setting.fp32_precision for setting in settings]
+        cudnn.fp32_precision = "ieee"
+        own = [setting.fp32_precision != "ieee" for setting in settings[2:]]
+        undo.callback(_restore, settings, before, (False, False, *own))
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+    # The older names, too: PyTorch raises in code that reads one that says otherwise than the newer ones.
+    undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    torch.set_float32_matmul_precision("highest")
+    undo.callback(setattr, cudnn, "allow_tf32", _allows_tf32(cudnn))
+    cudnn.allow_tf32 = False
     return undo.close
 
 
-def _restore(setting: Any, precision: str) -> None:
-    setting.fp32_precision = "none"  # inherits, and reads as what it inherits
-    if setting.fp32_precision != precision:
-        setting.fp32_precision = precision
+def _allows_tf32(cudnn: Any) -> bool:
+    try:
+        return bool(cudnn.allow_tf32)
+    except RuntimeError:  # it says otherwise than the newer names, which now forbid it
+        return True
+
+
+def _restore(settings: Sequence[Any], precisions: Sequence[str], own: Sequence[bool]) -> None:
+    """Restore settings; `own`: one that does not inherit, even if it would inherit the same."""
+    for setting, precision, keeps in zip(settings, precisions, own, strict=True):
+        setting.fp32_precision = "none"  # inherits, and reads as what it inherits
+        if keeps or setting.fp32_precision != precision:
+            setting.fp32_precision = precision

@@ -63,6 +63,19 @@ def in_use() -> tuple[bool, bool, bool]:
     return matmul.fp32_precision == "tf32", conv.fp32_precision == "tf32", reduced
 
 
+def older_names() -> list[object]:
+    """Return what the older names of the settings say; "refused" where PyTorch raises."""
+
+    def said(name: str) -> object:
+        try:
+            return eval(f"torch.{name}")
+        except RuntimeError:
+            return "refused"
+
+    return [said(name) for name in OLDER_NAMES]
+
+
+OLDER_NAMES = ("get_float32_matmul_precision()", "backends.cuda.matmul.allow_tf32", "backends.cudnn.allow_tf32")
 OLDER = ("highest", "high", "medium")
 SETTINGS = ("", "cudnn", "cuda.matmul", "cudnn.conv")
 
@@ -80,6 +93,7 @@ def set_before(request: pytest.FixtureRequest) -> Iterator[str]:
     yield name if setting is None else request.param
     if setting is not None:
         setting.fp32_precision = before
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # PyTorch's default, which inherits nothing
     elif name:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
@@ -93,14 +107,16 @@ def test_full_float32_on_a_gpu_forbids_tf32_and_rounded_sums_and_restores_the_se
         if "=" in set_before:
             return
         monkeypatch.setattr(precision, "hasattr", lambda *given: False, raising=False)
-    before = in_use()
+    before, older_before = in_use(), older_names()
     with full_float32(GPU):
         assert in_use() == (False, False, False)
+        assert older_names() == ["highest", False, False]
+        with torch.backends.cudnn.flags(enabled=False):  # reads the older names
+            pass
     assert in_use() == before
+    assert older_names() == older_before
     if "=" not in set_before:
-        assert torch.get_float32_matmul_precision() == (set_before or "highest")
-        assert torch.backends.cuda.matmul.allow_tf32 == (set_before in ("high", "medium"))
-        assert torch.backends.cudnn.allow_tf32
+        assert older_before == [set_before or "highest", set_before in ("high", "medium"), True]
 
 
 def test_full_float32_restores_settings_that_are_inherited() -> None:
