@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from rayface.sqlite_uri import absolute_sqlite_uri
-from rayface.values import Tree, guess, is_null, parse_list
+from rayface.values import Tree, guess, is_null, parse_list, shown
 from rayface.yaml_text import parse_mapping
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -47,6 +47,19 @@ def marked(tree: Any, mark: Mark) -> list[str]:
         inner = [each.name for each in fields(group)] if own else marked(group, mark)
         found += [f"{field.name}.{name}" for name in inner]
     return found
+
+
+def refuse_ineffective(group: Any, name: str, has_effect: bool, rule: str, *, prefix: str = "") -> None:
+    """Raise ValueError for a field that is set but decides nothing with the other fields; its default passes.
+
+    Args:
+        group: a config group with plain defaults.
+        rule: with what it has an effect, "must be with ...".
+        prefix: prefix of the name in the message, such as "evaluate."; validators of groups need none.
+    """
+    value = getattr(group, name)
+    if not has_effect and value != getattr(type(group), name):
+        raise ValueError(f"{prefix}{name}: {shown(value)}: has no effect: {rule}, or left out")
 
 
 def parse_bytes(text: str, *, bare_from: int = 1000) -> int:

@@ -1,6 +1,6 @@
 """Verb of models: backbones."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,10 @@ def backbones(
     embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
     image_size: Annotated[int, typer.Option(min=16, help="Side of an aligned image, pixels.")] = 112,
     measure: Annotated[bool, flag_option("--measure", help="Also measure images/s on this machine.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of images of a measured batch.")] = 16,
-    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --measure: number of images of a batch (default: 16).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="With --measure: device, cpu or cuda (default: cpu).")] = None,
     imports: Imports = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -24,8 +26,12 @@ def backbones(
     from rayface.backbones.table import backbone_table
     from rayface.display import columns, json_line
 
-    sizes = {"embedding_size": embedding_size, "image_size": image_size}
-    rows = backbone_table(names or (), **sizes, measure=measure, batch_size=batch_size, device=device)
+    settings: dict[str, Any] = {"embedding_size": embedding_size, "image_size": image_size}
+    for name, value in (("batch_size", batch_size), ("device", device)):
+        if value is not None and not measure:
+            raise ValueError(f"--{name.replace('_', '-')}: {value}: has no effect: must be with --measure, or left out")
+        settings |= {} if value is None else {name: value}
+    rows = backbone_table(names or (), measure=measure, **settings)
     if json:
         json_line({"backbones": rows})
         return

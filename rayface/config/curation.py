@@ -19,6 +19,7 @@ from rayface.config_fields import (
     Positive,
     Seed,
     Share,
+    refuse_ineffective,
 )
 
 
@@ -87,6 +88,7 @@ class PruneConfig:
             raise ValueError("threshold, keep: both are given: must be one of the two, for example prune.keep=0.6")
         if self.embeddings is not None and self.proxy_fraction is not None:
             raise ValueError("embeddings, proxy_fraction: both are given: must be one of the two")
+        refuse_ineffective(self, "proxy_preset", self.proxy_fraction is not None, "must be with proxy_fraction")
         return self
 
 
@@ -170,7 +172,18 @@ class ClusteringConfig:
             raise ValueError("stream: true: must be with method ogmc, threshold or calibrate, and without data")
         if self.assign is not None and (self.within or self.method == "ogmc"):
             raise ValueError("assign: with within or method ogmc: must be without them")
+        refuse_ineffective(self, "far", self.assign is not None, "must be with assign")
+        refuse_ineffective(self, "probes", self.search != "exact", "must be with search auto or lists")
+        for name in ("neighbours", "search", "probes"):
+            rule = "must be without threshold or calibrate, for method ogmc"
+            refuse_ineffective(self, name, self.needs_neighbours, rule)
+        refuse_ineffective(self, "block_size", not self.stream, "must be without stream, which reads file by file")
         return self
+
+    @property
+    def needs_neighbours(self) -> bool:
+        """Whether the method, or the estimate of its threshold, works on neighbours."""
+        return self.method != "ogmc" or (self.threshold is None and self.calibrate is None)
 
     def uses_lists(self, images: int) -> bool:
         """Return whether neighbours among so many images are searched in lists."""

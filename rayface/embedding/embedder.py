@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rayface.models.embedded import Embedded
 from rayface.models.forward import embed_with_norms, refuse_non_finite
 from rayface.models.model_files import load_model
+from rayface.models.onnx_model import OnnxModule
 
 Precision = Literal["fp32", "bf16"]
 
@@ -70,6 +71,8 @@ def load_embedder(
     """
     size = batch_size or default_batch(device)
     loaded = load_model(model, backbone=backbone, device=device)
+    if precision == "bf16" and isinstance(loaded.module, OnnxModule):
+        raise ValueError(f"precision: bf16: has no effect: {model} computes in its own types: leave it out")
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def embed(images: NDArray[np.uint8]) -> Embedded:

@@ -49,7 +49,7 @@ class EmbedJob:
     @classmethod
     def of(cls, settings: EmbedConfig, dataset: Dataset) -> EmbedJob:
         """Return the job of embedding a dataset; loads the model for its digest and sizes."""
-        embedder = load_embedder(str(settings.model), backbone=settings.backbone)
+        embedder = load_embedder(str(settings.model), backbone=settings.backbone, precision=settings.precision)
         prefixes = None
         if any(dataset.key_prefixes):
             prefixes = hashlib.sha256("\n".join(dataset.key_prefixes).encode()).hexdigest()

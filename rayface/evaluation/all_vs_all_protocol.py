@@ -106,12 +106,12 @@ class AllVsAllProtocol(DatasetProtocol):
 
     @classmethod
     def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
+        if evaluate.groups is not None and not evaluate.group_by:
+            raise ValueError("evaluate.groups: requires evaluate.group_by, the columns of the table to group by")
         if not evaluate.all_vs_all:
             if evaluate.group_by:
                 raise ValueError("evaluate.group_by: requires evaluate.all_vs_all, the dataset that is grouped")
             return None
-        if evaluate.groups is not None and not evaluate.group_by:
-            raise ValueError("evaluate.groups: requires evaluate.group_by, the columns of the table to group by")
         return AllVsAllSettings(
             data=evaluate.all_vs_all,
             group_by=evaluate.group_by,

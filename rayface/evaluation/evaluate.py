@@ -12,6 +12,7 @@ import pyarrow as pa
 import yaml
 
 from rayface.config import Config, require_keys, to_dict
+from rayface.config_fields import refuse_ineffective
 from rayface.credentials import masked
 from rayface.evaluation.embedding import GivenEmbeddings, ModelEmbeddings
 from rayface.evaluation.evaluation_tracking import track_evaluation
@@ -95,6 +96,9 @@ def evaluate(config: Config) -> EvaluationResult:
     if (given.model is None) == (given.embeddings is None):
         which = "both are" if given.model else "neither is"
         raise ValueError(f"evaluate.model, evaluate.embeddings: {which} set: set one of the two")
+    for name in ("backbone", "batch_size", "flip", "write_card"):
+        rule = "must be with evaluate.model"
+        refuse_ineffective(given, name, given.model is not None, rule, prefix="evaluate.")
     require_keys(config, "evaluate.out")
     if not configured_protocols(given):
         raise ValueError("evaluate.protocols: no inputs of a protocol are set, for example evaluate.pairs")

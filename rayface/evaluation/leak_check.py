@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayface.config import EvaluateConfig
+from rayface.config_fields import refuse_ineffective
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.embedding.embeddings import MANIFEST, Embeddings, open_embeddings
 from rayface.evaluation.leaks import Leaks, add_by_embedding, find_leaks
@@ -67,6 +68,8 @@ class LeakCheck:
         """
         if settings.leak_embeddings is not None and not settings.leak_check:
             raise ValueError("evaluate.leak_embeddings: requires evaluate.leak_check, the dataset that was embedded")
+        rule = "must be with evaluate.leak_embeddings"
+        refuse_ineffective(settings, "leak_above", settings.leak_embeddings is not None, rule, prefix="evaluate.")
         self._above = settings.leak_above
         self._training: Dataset | None = None
         self._embeddings: Embeddings | None = None

@@ -40,7 +40,10 @@ def configured_protocols(evaluate: EvaluateConfig) -> dict[str, object]:
     for name in evaluate.protocols:
         if found[name] is None:
             raise ValueError(f"evaluate.protocols: {name}: its inputs are not set, for example evaluate.pairs")
-    return {name: settings for name, settings in found.items() if settings is not None}
+    configured = {name: settings for name, settings in found.items() if settings is not None}
+    if evaluate.options and all(PROTOCOLS[name].__module__.startswith("rayface.") for name in configured):
+        raise ValueError("evaluate.options: have no effect: must be with a protocol of a plugin, or left out")
+    return configured
 
 
 def open_protocols(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.config import EvaluateConfig
+from rayface.config_fields import refuse_ineffective
 from rayface.data.dataset import open_dataset
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.intervals import REPLICATES
@@ -68,6 +69,12 @@ class TemplateProtocol(EvaluationProtocol):
         if evaluate.templates is not None and evaluate.ijb is not None:
             raise ValueError("evaluate.templates, evaluate.ijb: both are set: set one of the two")
         folder = evaluate.templates or evaluate.ijb
+        for name in ("target", "face_scores"):
+            refuse_ineffective(
+                evaluate, name, evaluate.ijb is not None, "must be with evaluate.ijb", prefix="evaluate."
+            )
+        rule = "must be with evaluate.templates or evaluate.ijb"
+        refuse_ineffective(evaluate, "keep_norm", folder is not None, rule, prefix="evaluate.")
         if folder is None:
             return None
         return TemplateSettings(

@@ -177,6 +177,8 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
     if not path.is_file():
         raise ValueError(f"model {path} must be a {_MODELS}; there is no such file")
     if path.suffix == ".onnx":
+        if backbone is not None:
+            raise ValueError(f"backbone: {backbone}: has no effect: {path} holds its network: leave it out")
         session = OnnxModule(path, output or None)
         info = describe(session, weights_digest(path) + (OUTPUT_SIGN + output if output else ""))
         return LoadedModel(module=session.eval(), info=info)

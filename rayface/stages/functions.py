@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from rayface.config import Config
+from rayface.config_fields import refuse_ineffective
 
 Result = Mapping[str, Any]
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def export_model(config: Config, resume: bool) -> Result:
     given = config.export
     if given.onnx is None and given.hub is None:
         raise ValueError("export.onnx, export.hub: neither is set: give --onnx FILE.onnx, --hub DIR, or both")
+    refuse_ineffective(given, "external_data", given.onnx is not None, "must be with export.onnx", prefix="export.")
     result: dict[str, object] = {}
     with ExitStack() as outputs:  # what cannot be written is refused before the work
         hub = None if given.hub is None else outputs.enter_context(staged_folder(given.hub, "export.hub"))

@@ -79,7 +79,8 @@ def prune_by_proxy(config: Config) -> PruneResult:
         _train(folder, config)
         embeddings = str(folder / "embeddings")
         embed(replace(config, embed=EmbedConfig(model=str(folder / "run"), data=settings.data, out=embeddings)))
-        return prune_embeddings(replace(config, prune=replace(settings, proxy_fraction=None, embeddings=embeddings)))
+        settings = replace(settings, proxy_fraction=None, proxy_preset=PruneConfig.proxy_preset, embeddings=embeddings)
+        return prune_embeddings(replace(config, prune=settings))
 
 
 def _job(config: Config, dataset: Dataset) -> dict[str, object]:

@@ -30,7 +30,15 @@ def test_backbones_as_a_table_show_sizes_in_units_and_speed_if_measured(
     assert "6.300G" in out
     assert "images/s" not in out
     assert "12.5" in call("backbones", "r50", "--measure", "--batch-size=4")[1]
-    assert asked[1][1] == {"embedding_size": 512, "image_size": 112, "measure": True, "batch_size": 4, "device": "cpu"}
+    assert asked[1][1] == {"embedding_size": 512, "image_size": 112, "measure": True, "batch_size": 4}
+
+
+def test_backbones_with_a_setting_of_the_measurement_without_it_is_refused(
+    call: Call, asked: list[tuple[Any, ...]]
+) -> None:
+    code, _, err = call("backbones", "r50", "--batch-size=4")
+    assert (code, asked) == (2, [])
+    assert "--batch-size: 4: has no effect: must be with --measure, or left out" in err
 
 
 def test_backbones_as_json_hold_all_numbers(call: Call, asked: list[tuple[Any, ...]]) -> None:

@@ -141,6 +141,7 @@ def test_evaluate_all_vs_all_writes_null_and_says_why(
     ("given", "words"),
     [
         ({"group_by": ["race"]}, r"^evaluate.group_by: requires evaluate.all_vs_all"),
+        ({"groups": "g.csv"}, r"^evaluate.groups: requires evaluate.group_by"),
         ({"all_vs_all": ["set"], "groups": "g.csv"}, r"^evaluate.groups: requires evaluate.group_by"),
     ],
 )

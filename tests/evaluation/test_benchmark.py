@@ -111,6 +111,7 @@ def test_benchmark_with_embeddings_lists_the_look_alikes_and_no_image_without_an
         ({"pairs": 3}, "--pairs: 3: must be at least 8, two for each fold"),
         ({"template_size": 0}, "--template-size: 0: must be at least 1"),
         ({"hard": 1.5}, "--hard: 1.5: must be from 0 to 1"),
+        ({"hard": 0.9}, "--hard: 0.9: must be with --embeddings"),
     ],
 )
 def test_benchmark_with_a_wrong_setting_is_refused_and_writes_nothing(source, tmp_path, changes, message):

@@ -83,6 +83,11 @@ def test_evaluate_of_a_model_on_pairs_returns_the_figures_it_writes(
     ("changes", "message"),
     [
         ({"model": None}, r"^evaluate.model, evaluate.embeddings: neither is set"),
+        (
+            {"model": None, "embeddings": "e", "flip": False},
+            r"^evaluate.flip: False: has no effect: must be with evaluate.model, or left out$",
+        ),
+        ({"model": None, "embeddings": "e", "write_card": True}, r"^evaluate.write_card: True: has no effect: must be"),
         ({"out": None}, r"^evaluate.out: is not set"),
         (
             {"pairs": None, "data": None},

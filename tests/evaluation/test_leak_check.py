@@ -90,6 +90,8 @@ def test_leak_check_without_leaks_has_no_second_result(inputs, tmp_path):
 def test_leak_check_with_contradicting_inputs_is_refused_in_one_line(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"^evaluate.leak_embeddings: requires evaluate.leak_check"):
         LeakCheck(EvaluateConfig(leak_embeddings="emb"), {}, embedding_size=8)
+    with pytest.raises(ValueError, match=r"^evaluate.leak_above: 0.8: has no effect: must be with evaluate.leak_embed"):
+        LeakCheck(EvaluateConfig(leak_check="set", leak_above=0.8), {}, embedding_size=8)
     write_part(
         str(tmp_path / "0.parquet"), [(["k"], np.zeros(1, np.int64), np.ones((1, 8)))], size=8, dtype="fp32", note={}
     )

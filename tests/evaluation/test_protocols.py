@@ -44,6 +44,14 @@ def test_protocol_of_a_plugin_is_measured_by_evaluate(
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
     config = configs.load("debug", overrides=["evaluate.protocols=nearest", f"evaluate.data={tmp_path / 'faces'}"])
     assert list(configured_protocols(config.evaluate)) == ["nearest"]  # as training asks
+    config = configs.with_overrides(config, {"evaluate.options.join": "names"})
+    assert list(configured_protocols(config.evaluate)) == ["nearest"]
+
+
+def test_configured_protocols_of_options_without_a_plugin_are_refused() -> None:
+    evaluate = configs.load(overrides={"evaluate.all_vs_all": "set", "evaluate.options.k": 3}).evaluate
+    with pytest.raises(ValueError, match=r"^evaluate.options: have no effect: must be with a protocol of a plugin"):
+        configured_protocols(evaluate)
 
 
 def test_open_protocols_with_a_join_joins_the_labels_of_all_vs_all_by_it(tmp_path: Path) -> None:

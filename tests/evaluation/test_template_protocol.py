@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -325,3 +326,16 @@ def test_template_protocol_of_no_release_or_two_inputs_is_refused(tmp_path: Path
         TemplateProtocol.open(TemplateSettings(folder=str(tmp_path), target="IJBB"), image_size=32)
     with pytest.raises(ValueError, match=r"both are set"):
         TemplateProtocol.settings_of(EvaluateConfig(ijb="a", templates="b"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"target": "IJBB"}, r"^evaluate.target: 'IJBB': has no effect: must be with evaluate.ijb, or left out$"),
+        ({"templates": "b", "face_scores": False}, r"^evaluate.face_scores: False: has no effect: must be with "),
+        ({"keep_norm": False}, r"^evaluate.keep_norm: False: has no effect: must be with evaluate.templates or "),
+    ],
+)
+def test_template_protocol_with_a_setting_of_no_effect_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TemplateProtocol.settings_of(EvaluateConfig(**given))

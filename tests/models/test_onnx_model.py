@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 
+from rayface.embedding.embedder import load_embedder
 from rayface.models.model_files import load_model
 from rayface.models.onnx_model import OnnxModule, describe
 from tests.models.saved_models import SIZE, random_faces
@@ -104,6 +105,20 @@ def test_onnx_forward_keeps_type_and_device_of_torch(tmp_path):
     weights = torch.arange(18.0).view(3, 6)
     torch.testing.assert_close(found, images.mean((2, 3)) @ weights)
     assert list(module.parameters()) == []
+
+
+def test_load_model_of_an_onnx_file_with_a_backbone_is_refused(tmp_path):
+    path = onnx_file(tmp_path / "model.onnx", {"e": 6})
+    with pytest.raises(
+        ValueError, match=r"^backbone: r50: has no effect: .*model.onnx holds its network: leave it out"
+    ):
+        load_model(path, backbone="r50")
+
+
+def test_load_embedder_of_an_onnx_file_in_bf16_is_refused(tmp_path):
+    path = onnx_file(tmp_path / "model.onnx", {"e": 6})
+    with pytest.raises(ValueError, match=r"^precision: bf16: has no effect: .*model.onnx computes in its own types"):
+        load_embedder(path, precision="bf16")
 
 
 def test_describe_of_a_file_of_others_assumes_the_usual_normalisation(tmp_path):

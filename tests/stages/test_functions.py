@@ -105,6 +105,8 @@ def test_export_model_to_a_hub_folder_alone_writes_no_onnx(monkeypatch: pytest.M
     assert found == {"hub": str(tmp_path), "model": "/m"}
     with pytest.raises(ValueError, match=r"^export.onnx, export.hub: neither is set: give --onnx"):
         functions.export_model(load(overrides=["export.model=/m"]), False)
+    with pytest.raises(ValueError, match=r"^export.external_data: True: has no effect: must be with export.onnx"):
+        functions.export_model(load(overrides=["export.model=/m", "export.hub=h", "export.external_data=true"]), False)
 
 
 def test_export_model_into_a_folder_that_a_job_deletes_is_refused_before_a_model_is_read(

@@ -202,7 +202,7 @@ def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterRes
 
 def _neighbours(settings: ClusteringConfig, vectors: UnitVectors) -> tuple[Neighbours, float | None]:
     """Return the neighbours that the method and the threshold need, and their recall unless they are exact."""
-    if settings.method == "ogmc" and (settings.threshold is not None or settings.calibrate is not None):
+    if not settings.needs_neighbours:
         return no_neighbours(vectors.num_rows), None
     if settings.uses_lists(vectors.num_rows):
         return find_listed_neighbours(vectors, settings.neighbours, settings.probes)

@@ -155,6 +155,25 @@ def test_cluster_of_a_bad_embedding_names_its_key(
         job(embeddings=str(tmp_path / "bad"), threshold=0.4)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"far": 0.1}, "clustering: far: 0.1: has no effect: must be with assign, or left out"),
+        ({"search": "exact", "probes": 8}, "probes: 8: has no effect: must be with search auto or lists, or left out"),
+        ({"method": "ogmc", "neighbours": 8}, "neighbours: 8: has no effect: must be without threshold or calibrate, "),
+        ({"method": "ogmc", "search": "lists"}, "search: 'lists': has no effect: must be without threshold or cal"),
+        (
+            {"method": "ogmc", "stream": True, "block_size": 2**20},
+            "block_size: 1048576: has no effect: must be without",
+        ),
+    ],
+)
+def test_cluster_with_a_setting_of_no_effect_is_refused(given: dict[str, Any], message: str) -> None:
+    keys = {f"clustering.{name}": value for name, value in given.items()}
+    with pytest.raises(ValueError, match=message):
+        configs.load(overrides={"clustering.threshold": 0.4, **keys})
+
+
 @pytest.mark.parametrize("key", ["embeddings", "calibrate", "assign"])
 def test_cluster_with_a_folder_of_embeddings_that_is_missing_names_its_key(job: Job, tmp_path: Path, key: str) -> None:
     threshold = {} if key == "calibrate" else {"threshold": 0.4}

@@ -27,6 +27,10 @@ def config(**keys: Any) -> Config:
         ({"prune__keep": 0.5, "clean__drop": ["bytes"]}, r"^clean.drop: 'bytes': needs clean.bytes"),
         ({"prune__keep": 0.5, "clean__above": 0.5}, r"^clean.exclude, clean.above: must be given together"),
         ({"prune__keep": 0.5, "prune__head": "run"}, r"^prune.head: "),
+        (
+            {"prune__keep": 0.5, "prune__proxy_preset": "r50"},
+            r"proxy_preset: 'r50': has no effect: must be with proxy_",
+        ),
     ],
 )
 def test_check_settings_that_contradict_is_refused_in_one_line(keys: dict[str, Any], message: str) -> None:
