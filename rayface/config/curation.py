@@ -88,6 +88,10 @@ class PruneConfig:
             raise ValueError("threshold, keep: both are given: must be one of the two, for example prune.keep=0.6")
         if self.embeddings is not None and self.proxy_fraction is not None:
             raise ValueError("embeddings, proxy_fraction: both are given: must be one of the two")
+        if self.head is not None and self.proxy_fraction is not None:
+            raise ValueError(
+                "head, proxy_fraction: both are given: must be one of the two, as the proxy embeds the images"
+            )
         refuse_ineffective(self, "proxy_preset", self.proxy_fraction is not None, "must be with proxy_fraction")
         return self
 

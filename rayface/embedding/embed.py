@@ -245,6 +245,7 @@ def _manifest(
     dataset = work.dataset
     return {
         **work.job.facts(),
+        **({"weights_sha256": work.job.weights_sha256} if work.job.weights_sha256 else {}),
         "model": str(work.settings.model),
         "data": list(dataset.roots),
         "num_classes": dataset.num_classes,

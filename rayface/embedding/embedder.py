@@ -25,13 +25,15 @@ class Embedder:
         function: images to embeddings and norms.
         image_size: side of the images that it takes, pixels.
         embedding_size: D.
-        digest: sha256 of its weights.
+        digest: sha256 of its file.
+        weights: sha256 of the weights that its ONNX file was exported from; None: of a file that holds its weights.
     """
 
     function: Callable[[NDArray[np.uint8]], Embedded]
     image_size: int
     embedding_size: int
     digest: str
+    weights: str | None = None
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.function(images).embeddings
@@ -87,4 +89,5 @@ def load_embedder(
         image_size=info.image_size,
         embedding_size=info.embedding_size,
         digest=info.sha256,
+        weights=None if loaded.weights_sha256 == info.sha256 else loaded.weights_sha256,
     )

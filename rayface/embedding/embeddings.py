@@ -36,7 +36,7 @@ class Embeddings:
         files: ordered by name.
         size: dimension of an embedding, D.
         dtype: "float16" or "float32".
-        model: SHA-256 of the model by the manifest of `rayface embed`; None if unknown.
+        model: SHA-256 of the model's weights by the manifest of `rayface embed`; None if unknown.
     """
 
     files: tuple[EmbeddingFile, ...]
@@ -157,7 +157,7 @@ def _manifest(root: str) -> tuple[dict[str, int], str | None]:
     path = join(root, MANIFEST)
     try:
         content = json.loads(read_bytes(path))
-        model = content.get("model_sha256")
+        model = content.get("weights_sha256", content.get("model_sha256"))
         rows = {part["path"]: int(part["num_rows"]) for part in content["parts"]}
         return rows, model if isinstance(model, str) else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

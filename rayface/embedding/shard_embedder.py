@@ -33,6 +33,7 @@ class EmbedJob:
     """Fingerprint of an embedding job: model, data and settings; a part is reused only if it is equal.
 
     Attributes:
+        weights_sha256: sha256 of the weights that an ONNX file was exported from, which its own digest implies.
         key_prefixes: digest of the prefixes of the dataset's keys, which are not part of the dataset's digest; None
             without prefixes.
     """
@@ -44,6 +45,7 @@ class EmbedJob:
     flip: bool
     precision: str
     dtype: str
+    weights_sha256: str | None = None
     key_prefixes: str | None = None
 
     @classmethod
@@ -61,12 +63,13 @@ class EmbedJob:
             flip=settings.flip,
             precision=settings.precision,
             dtype=settings.dtype,
+            weights_sha256=embedder.weights,
             key_prefixes=prefixes,
         )
 
     def facts(self) -> dict[str, object]:
-        """Return the fields that are set, as JSON types."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """Return the fields of the fingerprint that are set, as JSON types."""
+        return {key: value for key, value in asdict(self).items() if value is not None and key != "weights_sha256"}
 
     @property
     def id(self) -> str:

@@ -39,7 +39,7 @@ class GivenEmbeddings:
 
     def __init__(self, path: str) -> None:
         self._path, self._embeddings = path, open_embeddings(path)
-        self.image_size, self.digest = 112, ""  # the size of the report's pictures
+        self.image_size, self.weights = 112, self._embeddings.model  # the size of the report's pictures
         self.embedding_size = self._embeddings.size
 
     def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
@@ -68,7 +68,7 @@ class ModelEmbeddings:
             keep_freed_memory()
         self._loaded: LoadedModel = load_model(str(given.model), backbone=given.backbone, device=self._device)
         self._module: nn.Module = self._loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.image_size, self.digest = self._loaded.info.image_size, self._loaded.info.sha256
+        self.image_size, self.weights = self._loaded.info.image_size, self._loaded.weights_sha256
         self.embedding_size = self._loaded.info.embedding_size
 
     def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:

@@ -106,7 +106,7 @@ def evaluate(config: Config) -> EvaluationResult:
     protocols = open_protocols(given, image_size=embedded.image_size, join=config.data.join)
     if given.embeddings is not None:
         required_sources(protocols, "evaluate.embeddings", "set evaluate.model instead")
-    leak_check = LeakCheck(given, protocols, model_digest=embedded.digest, embedding_size=embedded.embedding_size)
+    leak_check = LeakCheck(given, protocols, weights=embedded.weights, embedding_size=embedded.embedding_size)
     if given.write_card:
         check_writable_card(str(given.model))
     root, inputs = normalise(str(given.out)), _inputs(protocols.values())

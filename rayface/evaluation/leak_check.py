@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayface.config import EvaluateConfig
 from rayface.config_fields import refuse_ineffective
 from rayface.data.dataset import Dataset, open_dataset
-from rayface.embedding.embeddings import MANIFEST, Embeddings, open_embeddings
+from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.evaluation.leaks import Leaks, add_by_embedding, find_leaks
 from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult, required_sources
 from rayface.models.embedded import Embedded
 from rayface.progress import phase
-from rayface.storage import DataError, exists, join, normalise, read_bytes
+from rayface.storage import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +52,14 @@ class LeakCheck:
         settings: EvaluateConfig,
         protocols: Mapping[str, EvaluationProtocol],
         *,
-        model_digest: str = "",
+        weights: str | None = None,
         embedding_size: int,
     ) -> None:
         """Open the training set and its embeddings.
 
         Args:
             protocols: by name; with a training set, their images must be of datasets.
-            model_digest: sha256 of the evaluated model's weights; "": unknown.
+            weights: sha256 of the evaluated model's weights; None: unknown.
             embedding_size: that of the evaluated model.
 
         Raises:
@@ -78,7 +77,12 @@ class LeakCheck:
             self._training = open_dataset(settings.leak_check, join="separate")
         if settings.leak_embeddings is not None:
             self._embeddings = open_embeddings(settings.leak_embeddings, "evaluate.leak_embeddings")
-            _refuse_other_model(settings.leak_embeddings, model_digest)
+            embedded_by = self._embeddings.model
+            if embedded_by != weights and embedded_by and weights:
+                raise DataError(
+                    f"evaluate.leak_embeddings: {settings.leak_embeddings}: were embedded by the model "
+                    f"{embedded_by[:12]}, this one is {weights[:12]}: embed the training set with the evaluated model"
+                )
             if self._embeddings.size != embedding_size:
                 raise ValueError(
                     f"evaluate.leak_embeddings: have {self._embeddings.size} dimensions, the model has "
@@ -112,16 +116,4 @@ class LeakCheck:
             above=self._above,
             examples=tuple(found.examples([keys[row] for row in test.rows.tolist()] if keys else [])),
             without=without,
-        )
-
-
-def _refuse_other_model(path: str, digest: str) -> None:
-    manifest = join(normalise(path), MANIFEST)
-    if not digest or path.endswith(".parquet") or not exists(manifest):
-        return
-    embedded_by = json.loads(read_bytes(manifest)).get("model_sha256")
-    if embedded_by != digest:
-        raise DataError(
-            f"evaluate.leak_embeddings: {path}: were embedded by the model {str(embedded_by)[:12]}, this one is "
-            f"{digest[:12]}: embed the training set with the evaluated model"
         )

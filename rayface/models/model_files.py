@@ -36,6 +36,12 @@ class LoadedModel:
     module: nn.Module
     info: ModelInfo
 
+    @property
+    def weights_sha256(self) -> str:
+        """sha256 of the weights; of an ONNX file that rayface exported, that of the weights it was exported from."""
+        said = self.module.metadata.get("sha256") if isinstance(self.module, OnnxModule) else None
+        return said or self.info.sha256
+
     def embed(self, images: ArrayLike, *, flip: bool = True, batch_size: int = 256) -> NDArray[np.float32]:
         """Embed aligned faces.
 

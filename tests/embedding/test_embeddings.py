@@ -62,15 +62,17 @@ def test_open_embeddings_of_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_embeddings_of_two_models_of_one_length_are_refused_together(tmp_path: Path) -> None:
     found = {}
-    for name, model in (("a", "a" * 64), ("b", "b" * 64), ("unknown", None)):
+    for name, model in (("a", "a" * 64), ("b", "b" * 64), ("exported", "a" * 64), ("unknown", None)):
         (tmp_path / name).mkdir()
         put(tmp_path / name, table())
         parts = [{"path": file.name, "num_rows": 7} for file in sorted((tmp_path / name).glob("*.parquet"))]
-        manifest = {"parts": parts, **({"model_sha256": model} if model else {})}
+        digests = {"model_sha256": "f", "weights_sha256": model} if name == "exported" else {"model_sha256": model}
+        manifest = {"parts": parts, **(digests if model else {})}
         (tmp_path / name / MANIFEST).write_text(json.dumps(manifest))
         found[name] = open_embeddings(tmp_path / name)
         assert found[name].model == model
     check_one_model(found["a"], found["a"], source_key="clustering.embeddings", key="clustering.assign")
+    check_one_model(found["a"], found["exported"], source_key="clustering.embeddings", key="clustering.assign")
     check_one_model(found["a"], found["unknown"], source_key="clustering.embeddings", key="clustering.assign")
     refused = r"^clustering.assign: its embeddings are of the model b{12}, clustering.embeddings of a{12}: both"
     with pytest.raises(ValueError, match=refused):

@@ -88,6 +88,7 @@ def test_job_id_changes_with_every_fact_and_ignores_those_not_set() -> None:
     ids = {JOB.id, replace(JOB, dtype="fp16").id, replace(JOB, key_prefixes="p").id}
     assert len(ids) == 3
     assert "key_prefixes" not in JOB.facts()
+    assert replace(JOB, weights_sha256="w").id == JOB.id
 
 
 def test_job_of_a_dataset_with_key_prefixes_holds_their_digest(

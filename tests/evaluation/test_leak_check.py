@@ -99,10 +99,10 @@ def test_leak_check_with_contradicting_inputs_is_refused_in_one_line(inputs, tmp
     (tmp_path / "embeddings.json").write_text(json.dumps(manifest))
     settings = EvaluateConfig(leak_check=str(inputs / "training"), leak_embeddings=str(tmp_path))
     with pytest.raises(ValueError, match=r"were embedded by the model abc, this one is def: embed the training set"):
-        LeakCheck(settings, {}, model_digest="def", embedding_size=8)
+        LeakCheck(settings, {}, weights="def", embedding_size=8)
     with pytest.raises(ValueError, match=r"leak_embeddings: have 8 dimensions, the model has 9: must be of the same"):
-        LeakCheck(settings, {}, model_digest="abc", embedding_size=9)
-    assert LeakCheck(settings, {}, model_digest="abc", embedding_size=8) is not None
+        LeakCheck(settings, {}, weights="abc", embedding_size=9)
+    assert LeakCheck(settings, {}, weights="abc", embedding_size=8) is not None
 
 
 @pytest.mark.parametrize("key", ["leak_check", "embeddings"])

@@ -58,6 +58,9 @@ def test_export_onnx_at_any_batch_size_equals_pytorch(run, backbone, tmp_path):
     assert properties["rayface.output"] == "embedding float32 (N, 8), raw"
     assert properties["rayface.licence"] == "research only"
     assert properties["rayface.sha256"] == json.loads((run / "model.json").read_text())["sha256"]
+    exported, weights = load_embedder(out), load_embedder(run)
+    assert (exported.weights, weights.weights) == (weights.digest, None)
+    assert exported.digest != weights.digest
     assert b"site-packages" not in out.read_bytes()  # nothing of the machine that it was made on
 
 

@@ -35,7 +35,7 @@ from rayface.curate.prune.result import (
 )
 from rayface.curate.prune.selection import Method, Selector
 from rayface.curate.prune.selection_method import ThresholdMethod
-from rayface.curate.prune.settings import check_clean, check_settings, fingerprint
+from rayface.curate.prune.settings import check_clean, check_head, check_settings, fingerprint
 from rayface.curate.work_files import WorkPath
 from rayface.data.configured import open_configured
 from rayface.data.dataset import Dataset
@@ -152,6 +152,8 @@ def _opened(config: Config) -> _Inputs:
     root = normalise(str(settings.out))
     check_settings(config)
     source = open_embeddings(str(settings.embeddings), "prune.embeddings")
+    if settings.head is not None:
+        check_head(settings.head, source)
     dataset = None
     if settings.data:
         dataset = open_configured("prune.data", settings.data, config.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 
 from rayface.config import CleanConfig, Config
@@ -10,11 +11,14 @@ from rayface.curate.clean.clean import check_options
 from rayface.curate.prune.methods import check_methods
 from rayface.curate.prune.result import Values
 from rayface.data.dataset import Dataset
-from rayface.embedding.embeddings import Embeddings, check_one_model
+from rayface.embedding.embeddings import MANIFEST, Embeddings, check_one_model
 from rayface.files import sha256_of
 from rayface.models.digests import DIGESTS
+from rayface.models.model_info import DESCRIPTION
 from rayface.models.run_files import checkpoints_in
 from rayface.storage import StorageError, one_line, path_of
+
+logger = logging.getLogger(__name__)
 
 
 def check_settings(config: Config) -> None:
@@ -43,6 +47,26 @@ def check_clean(clean: CleanConfig, source: Embeddings, test: Embeddings | None,
         check_one_model(source, test, source_key="prune.embeddings", key="clean.exclude")
     if clean.bytes and dataset is None:
         raise ValueError("clean.bytes: requires prune.data, the dataset with the files")
+
+
+def check_head(run: str, source: Embeddings) -> None:
+    """Refuse class centers of another model than that of the embeddings, whose labels and lengths may be the same.
+
+    Raises:
+        ValueError: the run's model is another one; one line.
+    """
+    try:
+        model = json.loads((path_of(run) / DESCRIPTION).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, StorageError):  # an unfinished run has no model yet
+        model = ""
+    rule = "must be the run whose model embedded the images"
+    if not model or not source.model:
+        lacking = f"the run has no {DESCRIPTION}" if not model else f"the embeddings have no {MANIFEST}"
+        logger.warning("prune.head: %s: cannot be compared with prune.embeddings, as %s: %s", run, lacking, rule)
+    elif model != source.model:
+        raise ValueError(
+            f"prune.head: {run}: its model is {model[:12]}, that of prune.embeddings {source.model[:12]}: {rule}"
+        )
 
 
 def fingerprint(config: Config, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> Values:

@@ -8,7 +8,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.config import CleanConfig, Config
-from rayface.curate.prune.settings import check_clean, check_exclude, check_settings, fingerprint
+from rayface.curate.prune.settings import check_clean, check_exclude, check_head, check_settings, fingerprint
 from rayface.embedding.embeddings import Embeddings
 from rayface.job_folder import changed_name
 
@@ -27,6 +27,10 @@ def config(**keys: Any) -> Config:
         ({"prune__keep": 0.5, "clean__drop": ["bytes"]}, r"^clean.drop: 'bytes': needs clean.bytes"),
         ({"prune__keep": 0.5, "clean__above": 0.5}, r"^clean.exclude, clean.above: must be given together"),
         ({"prune__keep": 0.5, "prune__head": "run"}, r"^prune.head: "),
+        (
+            {"prune__head": "run", "prune__proxy_fraction": 0.1},
+            r"^prune: head, proxy_fraction: both are given: must be",
+        ),
         (
             {"prune__keep": 0.5, "prune__proxy_preset": "r50"},
             r"proxy_preset: 'r50': has no effect: must be with proxy_",
@@ -97,6 +101,23 @@ def test_fingerprint_holds_what_decides_the_result_in_the_form_of_existing_jobs(
     excluding = configs.with_overrides(given, {"clean.exclude": "test", "clean.above": 0.7})
     clean = {**plain["clean"], "test": 0.7, "drop": ["outliers", "test"]}
     assert fingerprint(excluding, source, test, None) == {**plain, "clean": clean, "exclude": test.digest}
+
+
+def test_check_head_of_another_model_is_refused_and_of_an_unknown_one_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Embeddings(files=(), size=8, dtype="float16", model="a" * 64)
+    check_head(str(tmp_path), source)
+    (tmp_path / "model.json").write_text('{"sha256": "' + "a" * 64 + '"}')
+    check_head(str(tmp_path), source)
+    check_head(str(tmp_path), replace(source, model=None))
+    no_model, no_manifest = caplog.messages
+    assert no_model.endswith("as the run has no model.json: must be the run whose model embedded the images")
+    assert no_manifest.endswith(
+        "as the embeddings have no embeddings.json: must be the run whose model embedded the images"
+    )
+    with pytest.raises(ValueError, match=r"^prune.head: .*: its model is a{12}, that of prune.embeddings b{12}: must "):
+        check_head(str(tmp_path), replace(source, model="b" * 64))
 
 
 def test_fingerprint_of_another_head_under_the_same_path_differs(tmp_path: Path) -> None:
