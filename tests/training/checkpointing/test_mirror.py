@@ -201,7 +201,7 @@ def rows_of(mirror: Mirror, start: int, stop: int) -> torch.Tensor:
 
 
 def state_of(rank: int, world_size: int, step: int) -> dict[str, torch.Tensor]:
-    start, stop = class_range(rank, world_size, NUM_CLASSES)
+    start, stop = class_range(NUM_CLASSES, world_size, rank)
     return {
         "backbone.mean": torch.full((2,), 10.0 * rank + step),  # of each rank, as batch-norm statistics
         "head.centers": RowShard.of(FULL[start:stop] + step, start, NUM_CLASSES),
@@ -231,7 +231,7 @@ def mirror_twice(world: World, stores: dict[str, Store], first: int) -> None:
 def load_and_compare(world: World, stores: dict[str, Store], saved_by: int, step: int) -> None:
     found = mirrored(world, stores).newest(0)
     assert found is not None
-    start, stop = class_range(world.rank, world.size, NUM_CLASSES)
+    start, stop = class_range(NUM_CLASSES, world.size, world.rank)
     rows, mean = torch.zeros(stop - start, 2), torch.zeros(2)
     moments, rng = found.empty_like("optimizer."), found.empty_like(f"rng.{world.rank}.")
     state = {"backbone.mean": mean, "head.centers": RowShard.of(rows, start, NUM_CLASSES), **moments, **rng}
