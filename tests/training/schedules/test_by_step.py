@@ -20,6 +20,13 @@ def test_rate_after_the_last_step_stays_at_zero(name, last):
     assert used[20:] == pytest.approx([0.0] * 10)
 
 
+@pytest.mark.parametrize("name", ["polynomial", "cosine"])
+def test_rate_with_a_warmup_of_almost_all_steps_rises_to_the_full_rate(name):
+    rising = [0.02 * (k + 1) for k in range(10)]
+    assert run(name, 11, warmup_epochs=1) == pytest.approx([*rising, LR])
+    assert run(name, 10, warmup_epochs=1) == pytest.approx(rising)
+
+
 def test_multi_step_at_each_milestone_divides_the_rate():
     rates = run("multi_step", 40, milestones=(1, 2.5), gamma=0.1)
     assert rates == pytest.approx([0.2] * 10 + [0.02] * 15 + [0.002] * 15)
