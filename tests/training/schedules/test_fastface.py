@@ -1,10 +1,12 @@
 """FastFace against rates counted by hand and the published plateaus."""
 
 import math
+from inspect import Parameter, signature
 
 import numpy as np
 import pytest
 
+from rayface.config import ScheduleConfig
 from rayface.training.schedules import FastFace
 from tests.training.schedules.schedule_runs import LR, build, fastface, noisy, rates, sgd
 
@@ -140,6 +142,14 @@ def test_fastface_without_threshold_takes_that_of_its_detector():
     for steps in (1, 10):
         assert FastFace(sgd(), total_steps=steps).threshold == 5e-5
     assert FastFace(sgd(), total_steps=10, detector="haar_window").threshold == 0.06
+
+
+def test_fastface_without_arguments_has_the_settings_of_a_config_without_them():
+    defaults = {
+        name: own.default for name, own in signature(FastFace).parameters.items() if own.default is not Parameter.empty
+    }
+    assert len(defaults) == 12
+    assert defaults == {name: getattr(ScheduleConfig(), name) for name in defaults}
 
 
 def test_fastface_metrics_after_two_steps_give_detector_and_mean_loss():
