@@ -57,7 +57,7 @@ def store() -> MirrorStore:
 
 def test_state_read_by_as_many_ranks_takes_the_own_part_only(store):
     copies = {rank: [deliver(store, rank)] for rank in (0, 1)}
-    state = MirroredState.read(copies, StoresOf("here", here=store), world(1, 2))
+    state = MirroredState.read(copies, StoresOf("here"), world(1, 2))
     assert (set(state.parts), state.step) == ({1}, 5)
     mean, rows = torch.zeros(1), torch.zeros(3, 2)
     progress = state.load({"backbone.mean": mean, "head.centers": RowShard.of(rows, 4, 7)})
