@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
 from rayface.training.checkpointing.progress import Progress
+from rayface.training.checkpointing.state import CheckpointFolder
 
 
 class Net(nn.Module):
@@ -59,7 +60,7 @@ def load(folder: Path, net: nn.Module, optimizer: Optimizer) -> None:
     tensors = checkpoint.empty_like_saved(folder, "optimizer.")
     weights = {f"backbone.{name}": tensor for name, tensor in net.state_dict().items()}
     checkpoint.load(folder, {**weights, **tensors})
-    load_optimizer_state(optimizer, net, by_name(folder, net, tensors))
+    load_optimizer_state(optimizer, net, CheckpointFolder(folder).by_name(net, tensors))
 
 
 @pytest.mark.parametrize("naming", ["name", "number"])

@@ -25,6 +25,15 @@ def test_load_rng_of_saved_generators_continues_them():
     assert {name.split(".")[1] for name in saved} == {"3"}
 
 
+def test_generator_of_a_gpu_is_saved_and_restored_on_its_device_alone(monkeypatch):
+    cpu, gpu, restored = torch.device("cpu"), torch.device("cuda", 1), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([device.index], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append((state.tolist(), device)))
+    for saved_on, loaded_on in ((gpu, gpu), (gpu, cpu), (cpu, gpu)):
+        load_rng(rng_tensors(0, saved_on), loaded_on)
+    assert restored == [([1], gpu)]
+
+
 def parts(seed: int, *, average: bool = False) -> Trained:
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
