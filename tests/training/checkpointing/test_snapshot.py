@@ -50,6 +50,8 @@ def test_rows_about_to_change_are_copied_as_they_were():
     snapshot.run()
     assert torch.equal(plain(copies["c"]), rows())
     assert snapshot.waited > 0
+    snapshot.start({"c": RowShard.of(centers, 0, 6)}, Memory())
+    assert snapshot.waited == 0
 
 
 def test_wait_until_copied_for_all_rows_blocks_until_the_thread_is_done():
