@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import powerSGD_hook
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.models.model_files import save_model
 from rayface.training.builders import build_config_backbone, compiled, data_parallel, load_start
 from rayface.training.distributed import World
-from rayface.training.gradient_compression import forget_errors
+from rayface.training.gradient_compression import compress, forget_errors
 from tests.ranks import run_ranks
 
 
@@ -185,6 +187,27 @@ def test_compressed_gradients_of_two_ranks_are_close_and_equal_on_both(
 ) -> None:
     run_ranks(work, (str(tmp_path),), 2)
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}  # both came to the end
+
+
+class Hooked:
+    """A net in whose place a hook and its state are kept."""
+
+    def register_comm_hook(self, state: object, hook: object) -> None:
+        self.state, self.hook = state, hook
+
+
+@pytest.mark.parametrize(
+    ("kind", "hook"), [("bf16", bf16_compress_hook), ("fp16", fp16_compress_hook), ("powersgd", powerSGD_hook)]
+)
+def test_compression_on_a_gpu_is_torchs_with_the_settings_of_the_config(kind: str, hook: object) -> None:
+    parallel, on_gpu = Hooked(), replace(world(), device=torch.device("cuda"))
+    overrides = (f"train.gradient_compression={kind}", "train.powersgd_rank=3", "train.powersgd_start=7")
+    compress(parallel, settings(*overrides).train, on_gpu)
+    assert parallel.hook is hook
+    if kind == "powersgd":
+        assert (parallel.state.matrix_approximation_rank, parallel.state.start_powerSGD_iter) == (3, 7)
+    else:
+        assert parallel.state is None
 
 
 def test_gradients_of_three_ranks_are_the_same_in_the_first_pass_and_in_later_ones(tmp_path: Path) -> None:
