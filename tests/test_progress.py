@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from rayface import progress
-from rayface.progress import Bar, phase, recorded_in, shown_on
+from rayface.progress import Bar, phase, recorded_in, show_training, shown_on
 from rayface.tracking.journal import Journal
 
 
@@ -72,6 +72,48 @@ def test_phase_inside_a_journal_is_recorded_and_no_metric(tmp_path: Path) -> Non
     assert start == {"kind": "phase", "name": "scan shards", "event": "start", "parts": 3}
     assert end.pop("seconds") >= 0
     assert end == {"kind": "phase", "name": "scan shards", "event": "end", "parts": 3, "rows": 7}
+
+
+def test_phase_inside_two_journals_is_recorded_in_the_innermost() -> None:
+    class Events(list[tuple[str, str]]):
+        def phase(self, name: str, event: str, **numbers: float | int | str) -> None:
+            self.append((name, event))
+
+    outer, inner = Events(), Events()
+    with recorded_in(outer):
+        with recorded_in(inner), phase("a"):
+            pass
+        with phase("b"):
+            pass
+    with phase("c"):
+        pass
+    assert inner == [("a", "start"), ("a", "end")]
+    assert outer == [("b", "start"), ("b", "end")]
+
+
+def test_display_inside_another_shows_until_its_context_ends_and_rows_of_images_only() -> None:
+    class Bars(progress._NoDisplay):
+        def __init__(self) -> None:
+            self.shown: list[tuple[object, ...]] = []
+
+        def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> AbstractContextManager[Bar]:
+            self.shown.append((name, rows, parts))
+            return super().bar(name, rows, parts)
+
+        def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
+            self.shown.append((run, journal, total_steps))
+            return super().training(run, journal, total_steps)
+
+    outer, inner = Bars(), Bars()
+    with shown_on(outer):
+        with shown_on(inner), phase("embed", parts=2, rows=7), show_training(Path("a"), Path("b"), 9):
+            pass
+        with phase("score", parts=3, rows=8, unit="pairs"):
+            pass
+    with phase("report"):
+        pass
+    assert inner.shown == [("embed", 7, 2), (Path("a"), Path("b"), 9)]
+    assert outer.shown == [("score", None, 3)]
 
 
 def test_phase_that_fails_records_no_end(tmp_path: Path) -> None:
