@@ -117,6 +117,8 @@ class Plan:
     def table(self) -> dict[str, str]:
         """Return the rows of the printed table, by name."""
         job, numbers = self.job, self.as_dict()
+        # What takes less than 5 µs would be shown as 0.00 ms.
+        step = [f"{name.replace('_', ' ')} {1e3 * value:.2f}" for name, value in self.seconds.items() if value >= 5e-6]
         verdict = "no" if self.refusal else "yes"
         rows = {
             "data": f"{job.num_classes:,} classes{self._holes()}, {_or(self.counts.num_images, ',')} images, "
@@ -131,8 +133,7 @@ class Plan:
             else "",
             "fits": "" if self.memory_per_device is None else f"{verdict}, {bytes_text(self.memory_per_device)}",
             "largest C that fits": _largest(numbers["largest_num_classes"]),
-            "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: "
-            + ", ".join(f"{name.replace('_', ' ')} {value * 1e3:.2f}" for name, value in self.seconds.items() if value),
+            "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: {', '.join(step)}",
             "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB sent per worker and step",
             "images/s": f"{self.images_per_second:,.0f}",
             "time": f"{_duration(numbers['epoch_hours'])} per epoch, {_duration(numbers['run_hours'])} per run",
@@ -143,7 +144,7 @@ class Plan:
 
     def _rates_text(self, names: Set[str]) -> str:
         rates = asdict(self.rates).items()
-        return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in rates if name in names)
+        return ", ".join(_rate_text(name, value) for name, value in rates if name in names)
 
 
 def make_plan(
@@ -244,6 +245,11 @@ def plan_run(
 
         draw_plan(plan, plot)
     return plan
+
+
+def _rate_text(name: str, value: float) -> str:
+    unit = " TFLOP/s" if name.endswith("_tflops") else " GB/s" if name.endswith("_bandwidth") else ""
+    return f"{name.removesuffix('_tflops').replace('_', ' ')} {value:,.4g}{unit}"
 
 
 def _largest(num_classes: int | None) -> str:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 
 from rayface.config import Config, with_overrides
+from rayface.heads.from_config import check_config_head
 from rayface.plan.memory import Job, host_memory, job_of, memory
 
 GB = 2**30
@@ -36,8 +37,13 @@ def check_fits(
         return
 
     def fits(overrides: Overrides) -> bool:
-        changed = job_of(with_overrides(config, overrides), num_classes, gpu=gpu, recompute=recompute)
-        return sum(memory(changed).values()) <= memory_per_device
+        changed = with_overrides(config, overrides)
+        try:
+            check_config_head(changed)
+            job = job_of(changed, num_classes, gpu=gpu, recompute=recompute)
+        except ValueError:  # a head that takes its batch at once, a backbone without `checkpointing`
+            return False
+        return sum(memory(job).values()) <= memory_per_device
 
     largest = sorted(parts.items(), key=lambda part: -part[1])[:2]
     named = " and ".join(f"{name.replace('_', ' ')} {bytes_text(size)}" for name, size in largest)
@@ -107,7 +113,7 @@ def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
 
 def _remedy(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool) -> str:
     """Return settings each of which makes the run fit; at most three."""
-    enough = [f"{key}={value}" for key, value in _candidates(config, fits, gpu=gpu)]
+    enough = [_assignment(key, value) for key, value in _candidates(config, fits, gpu=gpu)]
     if enough:
         return f"use {' or '.join(enough[:3])}"
     head: Overrides = {"head.storage_dtype": "bf16", "head.compute_dtype": "bf16", "head.sample_rate": 0.1}
@@ -118,17 +124,21 @@ def _remedy(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool) -> 
     more = [{"train.num_workers": n} for n in _doublings(workers, 4096) if config.train.batch_size >= 2 * n and gpu]
     for together in (head, {**head, **smallest}, *({**head, **smallest, **each} for each in more)):
         if fits(together):
-            return "no single setting is enough: use " + " with ".join(f"{k}={v}" for k, v in together.items())
+            return "no single setting is enough: use " + " with ".join(_assignment(k, v) for k, v in together.items())
     where = "a GPU with more memory" if gpu else "a machine with more memory"
     return f"no setting is enough: use {where}, or a smaller backbone.name or data.image_size"
 
 
 def _candidates(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool) -> Iterator[tuple[str, Setting]]:
+    """Yield settings each of which makes the run fit, a smaller batch and fewer rows last: they are another recipe."""
     head, train = config.head, config.train
+    pieces = [n for n in _halvings(-(-train.batch_size // train.min_workers)) if n >= 4]
     tries: list[tuple[str, Sequence[Setting]]] = [
         ("head.storage_dtype", ["bf16"] if head.storage_dtype == "fp32" else []),
         # Workers without GPUs share the memory of their machine: more of them on it need more.
         ("train.num_workers", [n for n in _doublings(train.min_workers, 4096) if gpu and train.batch_size % n == 0]),
+        ("backbone.checkpointing", [True]),
+        ("train.max_batch_per_worker", pieces),
         ("train.batch_size", [b for b in _halvings(train.batch_size) if b % train.min_workers == 0 and b > 1]),
         ("head.sample_rate", [rate for rate in (0.3, 0.1, 0.05) if rate < head.sample_rate]),
         ("head.logit_memory", _halvings(head.logit_memory)[:6]),
@@ -139,6 +149,10 @@ def _candidates(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool)
         found = next((value for value in values if fits({key: value})), None)
         if found is not None:
             yield key, found
+
+
+def _assignment(key: str, value: Setting) -> str:
+    return f"{key}={str(value).lower()}"
 
 
 def _doublings(start: int, stop: int) -> list[int]:

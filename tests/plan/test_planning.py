@@ -86,8 +86,10 @@ def test_plan_verb_with_json_and_plot_writes_both(call, tmp_path):
 def test_plan_verb_without_rates_says_what_is_assumed(call):
     code, out, _ = call("--preset=webface4m", *TINY)
     assert code == 0
-    for word in ("205,990 classes", "planning only", "class centers", "images/s", "assumed"):
-        assert word in " ".join(out.split())
+    text = " ".join(out.split())
+    for word in ("205,990 classes", "planning only", "class centers", "images/s", "memory bandwidth 2,000 GB/s"):
+        assert word in text
+    assert "assumed gemm 400 TFLOP/s" in text
 
 
 def test_plan_verb_with_measured_rates_uses_them(call, tmp_path):
@@ -97,7 +99,7 @@ def test_plan_verb_with_measured_rates_uses_them(call, tmp_path):
     rates = json.loads(call(*asked, "--json")[1])["rates"]
     assert (rates["fp32_tflops"], rates["memory_bandwidth"], rates["gemm_tflops"]) == (0.25, 40, Rates().gemm_tflops)
     text = " ".join(call(*asked)[1].split())
-    assert "measured fp32 tflops 0.25, memory bandwidth 40" in text
+    assert "measured fp32 0.25 TFLOP/s, memory bandwidth 40 GB/s" in text
     file.write_text('{"fp32_tflops": "fast"}')
     assert call(*asked)[0] == 2
 

@@ -53,6 +53,26 @@ def test_settings_that_fit_only_together_are_named_and_end(small, gpu, classes, 
     check_fits(with_overrides(config, remedies), classes, limit, gpu=gpu)
 
 
+def test_remedies_keep_the_recipe_where_they_can(small):
+    """A smaller batch needs another learning rate; recomputed activations and micro-batches do not."""
+    config = with_overrides(small, {"train.batch_size": 8192})
+    with pytest.raises(ValueError, match="must be at most") as refused:
+        check_fits(config, 1000, 4 * 2**30)
+    remedies = asked(str(refused.value))
+    assert remedies["backbone.checkpointing"] == "true"
+    assert "train.max_batch_per_worker" in remedies
+    assert "train.batch_size" not in remedies
+
+
+def test_remedies_of_a_head_that_takes_its_batch_at_once_do_not_split_it(small):
+    config = with_overrides(small, {"head.name": "dcq", "train.batch_size": 65536})
+    with pytest.raises(ValueError, match="must be at most") as refused:
+        check_fits(config, 1000, 8 * 2**30)
+    remedies = asked(str(refused.value))
+    assert remedies
+    assert not {"train.max_batch_per_worker", "head.storage_dtype", "head.sample_rate"} & remedies.keys()
+
+
 def test_check_host_fits_with_too_little_host_memory_refuses(small):
     config = with_overrides(small, {"head.host_memory": True, "head.sample_rate": 0.1, "train.num_workers": 2})
     needed = host_memory(job_of(config, 1_000_000, gpu=True))
