@@ -9,6 +9,16 @@ import typer
 from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument, show_results
 from rayface.values import percent
 
+# The main number of a stage: the first of these keys that its result has, with the name it is shown by.
+_NUMBERS = {
+    "faces_out": "images kept",
+    "clusters": "clusters",
+    "num_rows": "images embedded",
+    "images": "images",
+    "max_abs_error": "differs from PyTorch by",
+    "loss": "loss",
+}
+
 
 @app.command()
 def run(
@@ -40,19 +50,19 @@ def run(
         {
             "stage": stage.name,
             "verb": stage.verb,
-            "": "skipped" if stage.skipped else f"{stage.seconds:,.0f} s",
+            "time": "skipped" if stage.skipped else f"{stage.seconds:,.0f} s",
             "result": _in_short(stage.result),
-            "output": stage.output,
         }
         for stage in result.stages
     ]
-    show_results(f"experiment {result.experiment}", [], table, False)
+    show_results(f"experiment {result.experiment}, a folder for each stage in {result.output}", [], table, False)
 
 
 def _in_short(result: Mapping[str, Any]) -> str:
     """Return the main number of a stage's result."""
-    for name in ("accuracy_mean", "faces_out", "clusters", "num_rows", "images", "max_abs_error", "loss"):
-        if result.get(name) is not None:
-            label = name.replace("faces", "images").replace("_", " ")
-            return f"accuracy {percent(result[name])}" if name == "accuracy_mean" else f"{label} {result[name]:.4g}"
+    if result.get("accuracy_mean") is not None:
+        return f"accuracy {percent(result['accuracy_mean'])}"
+    for key, name in _NUMBERS.items():
+        if (value := result.get(key)) is not None:
+            return f"{name} {value:{',' if isinstance(value, int) else '.4g'}}"
     return ""

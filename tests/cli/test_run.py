@@ -17,12 +17,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def run(file: object, overrides: list[str], **options: Any) -> SimpleNamespace:
         found.append({"file": str(file), "overrides": overrides, **options})
         stages = [
-            SimpleNamespace(
-                name="drawn", verb="synth", skipped=True, seconds=1, result={"images": 12}, output="/o/drawn"
-            ),
-            SimpleNamespace(name="scores", verb="evaluate", skipped=False, seconds=1234, result={}, output="/o/scores"),
+            SimpleNamespace(name="drawn", verb="synth", skipped=True, seconds=1, result={"images": 12000}),
+            SimpleNamespace(name="scores", verb="evaluate", skipped=False, seconds=1234, result={}),
         ]
-        return SimpleNamespace(experiment="four", stages=stages, as_dict=lambda: {"experiment": "four"})
+        return SimpleNamespace(experiment="four", output="/o", stages=stages, as_dict=lambda: {"experiment": "four"})
 
     monkeypatch.setattr("rayface.experiment.runner.run", run)
     return found
@@ -41,15 +39,19 @@ def test_run_as_a_table_has_a_row_for_each_stage(call: Call, asked: list[dict[st
     assert code == 0
     drawn, scores = (next(line for line in out.splitlines() if name in line) for name in ("drawn", "scores"))
     assert "skipped" in drawn
-    assert "images 12" in drawn
+    assert "images 12,000" in drawn
     assert "1,234 s" in scores
+    assert "experiment four, a folder for each stage in /o" in out
+    assert out.splitlines()[1].split() == ["stage", "verb", "time", "result"]
 
 
 @pytest.mark.parametrize(
     ("result", "text"),
     [
         ({"accuracy_mean": 0.98765, "images": 3}, "accuracy 98.77%"),
-        ({"faces_out": 1200}, "images out 1200"),
+        ({"faces_out": 1200, "images": 3000}, "images kept 1,200"),
+        ({"num_rows": 1440}, "images embedded 1,440"),
+        ({"max_abs_error": 4.8e-07}, "differs from PyTorch by 4.8e-07"),
         ({"loss": None, "images": 7}, "images 7"),
         ({"other": 1}, ""),
     ],
