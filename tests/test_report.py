@@ -30,6 +30,13 @@ def test_import_of_report_and_curves_leaves_pyplot_out():
 EVIL = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">'"</td>\u202e$\\frac{"""
 
 
+def test_listing_without_rows_says_that_there_are_none():
+    empty = Listing(title="Findings", caption="", columns=["what", "found"], rows=[])
+    whole = {"title": "", "table": [], "plots": [], "palette": PALETTE, "config": "", "version": "1", "written": "now"}
+    page = load_template("curation.html").render(**whole, listings=[empty], sheets=[])
+    assert "<td>none</td>" in page
+
+
 def hostile_page() -> str:
     """A page with hostile text wherever identity names, keys and names of groups can be."""
     figure, axes = new_axes(HALF, "x", "y")
