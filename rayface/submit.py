@@ -48,6 +48,10 @@ def connect(address: str | None, *, debug: bool = False) -> JobSubmissionClient:
     for name in _CLIENT_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
     url = address or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+    if url.startswith("ray://"):
+        raise ValueError(
+            f"--address: {mask(url)}: is the address of Ray Client: must be the job server, http://HOST:8265"
+        )
     with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # the client would prefer them
         try:
             return JobSubmissionClient(url)

@@ -148,6 +148,11 @@ def test_connect_to_nobody_is_one_line_that_names_the_address():
     assert "\n" not in str(caught.value)
 
 
+def test_connect_to_an_address_of_ray_client_is_refused_before_it_is_tried():
+    with pytest.raises(ValueError, match=r"^--address: ray://h:10001: .* must be the job server, http://HOST:8265$"):
+        jobs.connect("ray://h:10001")
+
+
 @pytest.mark.parametrize(("debug", "shown"), [(False, False), (True, True)])
 def test_client_messages_are_shown_with_debug_only(debug, shown):
     with pytest.raises(ValueError, match="no job server answers"):

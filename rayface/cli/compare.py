@@ -45,8 +45,14 @@ def _show(found: "Comparison") -> None:
         about = f"{size.pairs:,} pairs of {size.identities:,} identities, 95% intervals"
         typer.echo(f"{name}: {about}")
         for run in found.runs:
-            own = [_cells(row) for row in rows if (row["protocol"], row["run"]) == (name, run)]
-            columns(run if run == found.runs[0] else f"{run}, compared with {found.runs[0]}", own)
+            own = [row for row in rows if (row["protocol"], row["run"]) == (name, run)]
+            if run == found.runs[0]:
+                columns(run, [_cells(row) for row in own])
+                continue
+            columns(f"{run}, compared with {found.runs[0]}", [_cells(row) | _compared(row) for row in own])
+            for row in (row for row in own if row["mcnemar_p"] is not None):
+                pairs = f"{row['gained']:,} pairs gained, {row['lost']:,} lost"
+                typer.echo(f"{_label(str(row['figure']))}: {pairs}, McNemar p {_number(row['mcnemar_p'])}")
     for run in found.runs[1:]:
         flips = found.flips[found.flips["run"] == run]
         tell(f"{run}: {len(flips)} pairs flipped{', the first:' if len(flips) > _SHOWN_FLIPS else ''}")
@@ -57,14 +63,13 @@ def _show(found: "Comparison") -> None:
 
 
 def _cells(row: dict[str, float]) -> dict[str, str]:
+    return {"figure": _label(str(row["figure"])), "value": _rate(row["value"], row["low"], row["high"])}
+
+
+def _compared(row: dict[str, float]) -> dict[str, str]:
     return {
-        "figure": _label(str(row["figure"])),
-        "value": _rate(row["value"], row["low"], row["high"]),
         "difference": _rate(row["difference"], row["difference_low"], row["difference_high"], "+"),
         "p": _number(row["p_value"]),
-        "McNemar p": _number(row["mcnemar_p"]),
-        "gained": _number(row["gained"]),
-        "lost": _number(row["lost"]),
     }
 
 
@@ -75,8 +80,9 @@ def _label(figure: str) -> str:
 def _rate(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     if value is None:
         return "-"
-    form = f"{sign}z.2%"  # z: a difference of -1e-17 is +0.00%
-    return f"{value:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
+    form = f"{sign}z.2f"  # z: a difference of -1e-17 is +0.00%
+    interval = "" if low is None or high is None else f" [{100 * low:{form}}, {100 * high:{form}}]"
+    return f"{100 * value:{form}}%{interval}"
 
 
 def _number(value: float | None) -> str:
