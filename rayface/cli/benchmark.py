@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, Seed, Verbose, app, show_result
+from rayface.cli.common import Debug, Json, Seed, Verbose, app, show_result, tell
 
 benchmark = typer.Typer(help="Make a benchmark from a labelled dataset.", no_args_is_help=True)
 app.add_typer(benchmark, name="benchmark")
@@ -50,5 +50,10 @@ def benchmark_make(
         seed=seed,
     )
     join_by = load(overrides={"data.join": join}).data.join
-    made = make_benchmark(parse_paths("DATASET", dataset), out, settings, join_by=join_by).as_dict()
-    show_result(f"benchmark in {out}", made if json else {name: made[name] for name in _SHOWN}, json)
+    made = make_benchmark(parse_paths("DATASET", dataset), out, settings, join_by=join_by)
+    found = made.as_dict()
+    show_result(f"benchmark in {out}", found if json else {name: found[name] for name in _SHOWN}, json)
+    drawn = made.pairs["genuine"] + made.pairs["impostor"]
+    if drawn < pairs:
+        genuine = f"{made.pairs['genuine']:,} genuine pairs within the folds"
+        tell(f"{drawn:,} of {pairs:,} pairs: these identities have {genuine}: raise --identities for more")
