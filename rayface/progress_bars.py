@@ -1,6 +1,5 @@
 """Progress at the terminal, on stderr: one live bar at a time, or a line now and then without a terminal."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from rich.table import Column
 
 from rayface.display import new_console, safe
 from rayface.progress import Bar
-from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WARNINGS, RECOVERY
+from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WARNINGS, RECOVERY, read_records
 
 _POLL_SECONDS = 0.5
 _WARNINGS = (CHECKPOINT_FAULTS, PREFLIGHT_WARNINGS, RECOVERY)
@@ -126,8 +125,8 @@ class _Follower:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Skip the records of earlier sessions of a resumed run.
-        self._offset = path.stat().st_size if path.exists() else 0
+        # Skip the records of earlier sessions of a resumed run; its journal cuts off a line that does not end.
+        self._offset = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
         self.step = 0
         self.phase = "training"
         self.values: dict[str, float] = {}
@@ -136,15 +135,11 @@ class _Follower:
 
     def read(self) -> bool:
         """Read new lines; return whether there were any."""
-        if not self._path.exists():
-            return False
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            record = json.loads(line)
+        before = self._offset
+        for record, end in read_records(self._path, before) if self._path.exists() else ():
+            self._offset = end
+            if record is None:
+                continue
             if record["kind"] == "metrics":
                 self.step = max(self.step, record["step"])
                 self.values.update({k: float(v) for k, v in record["values"].items()})
@@ -154,7 +149,7 @@ class _Follower:
             elif record["kind"] == "tags":
                 self._notes += [f"pre-flight: {text}" for key, text in record["values"].items() if key == PREFLIGHT]
                 self._notes += [f"warning: {text}" for key, text in record["values"].items() if key in _WARNINGS]
-        return bool(whole)
+        return self._offset > before
 
     def show_notes(self, console: Console) -> None:
         """Print new warnings and notes of the run."""

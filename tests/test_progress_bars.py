@@ -1,5 +1,6 @@
 """Progress at the terminal: bars, and a run's journal."""
 
+import contextlib
 import io
 import re
 import threading
@@ -54,6 +55,18 @@ def test_training_lines_without_a_terminal_show_values_with_their_own_step(tmp_p
     _show_lines(Console(file=shown, width=200), follower, 120, done)
     assert shown.getvalue() == "step 40/120  loss 2.304  lr 0.1  accuracy 54.50% at step 0\n"
     assert follower.step == 45
+
+
+def test_training_display_of_a_resumed_run_goes_on_after_a_line_that_a_crash_cut(tmp_path):
+    path, done, shown = tmp_path / "rank0.jsonl", threading.Event(), io.StringIO()
+    path.write_text('{"kind": "metrics", "time": 1.0, "step": 7, "values": {"train/l')
+    follower = _Follower(path)
+    with contextlib.closing(Journal(path)) as journal:  # cuts the line off
+        journal.metrics({"train/lr": 0.1}, 40)
+        journal.metrics({"train/loss": 2.25}, 41)
+    done.set()
+    _show_lines(Console(file=shown, width=200), follower, 120, done)
+    assert shown.getvalue() == "step 41/120  loss 2.250  lr 0.1 at step 40\n"
 
 
 def test_lines_of_a_log_are_not_wrapped(tmp_path, capsys):
