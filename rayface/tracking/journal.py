@@ -1,5 +1,6 @@
 """Journals of a run: JSON lines on disk, one writer per file."""
 
+import heapq
 import json
 import math
 import os
@@ -170,12 +171,18 @@ class JournalTail:
         self._offsets: dict[Path, int] = {}
 
     def read(self) -> Iterator[Record]:
-        """Yield the records that were written since the last call, journal by journal."""
-        for path in sorted(self._folder.glob("*.jsonl")):
-            for record, offset in read_records(path, self._offsets.get(path, 0)):
-                self._offsets[path] = offset
-                if record is not None:
-                    yield record
+        """Yield the records that were written since the last call, by time; those of a journal stay in its order.
+
+        The writers' clocks differ, and one may be set back.
+        """
+        journals = map(self._read, sorted(self._folder.glob("*.jsonl")))
+        yield from heapq.merge(*journals, key=lambda record: float(record["time"]))
+
+    def _read(self, path: Path) -> Iterator[Record]:
+        for record, offset in read_records(path, self._offsets.get(path, 0)):
+            self._offsets[path] = offset
+            if record is not None:
+                yield record
 
 
 class StoredJournalTail(JournalTail):
@@ -191,7 +198,7 @@ class StoredJournalTail(JournalTail):
         super().__init__(Path(self._copies.name))
 
     def read(self) -> Iterator[Record]:
-        """Yield the records that were delivered since the last call, journal by journal."""
+        """Yield the records that were delivered since the last call, by time."""
         for path in self._remote.iterdir():
             if path.name.endswith(".jsonl"):
                 Segments(self._folder / path.name, path).pull()

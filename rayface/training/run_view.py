@@ -136,8 +136,8 @@ class RunWatcher:
 
     def read(self) -> RunView:
         """Read what is new, and return the run as it is now."""
-        for record in sorted(self._tail.read(), key=lambda record: float(record["time"])):
-            self._newest = record["time"]
+        for record in self._tail.read():
+            self._newest = max(self._newest, record["time"])
             self._take(record)
         if self.run.is_finished():
             self._state, self._ended = "finished", True
@@ -197,4 +197,5 @@ class RunWatcher:
         if len(self._points) < 2:
             return None
         (first, start), (last, end) = self._points[0], self._points[-1]
-        return max(0, total_steps - last) * (end - start) / (last - first) if last > first else None
+        forward = last > first and end > start  # not after a roll-back, and not where the clock was set back
+        return max(0, total_steps - last) * (end - start) / (last - first) if forward else None

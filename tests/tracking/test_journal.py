@@ -151,7 +151,7 @@ def test_journal_tail_yields_every_record_once(tmp_path):
         Journal(tmp_path / "journal" / f"{name}.jsonl").metrics({"loss": 1.0}, step)
         if step != 1:
             seen.append([record["step"] for record in tail.read()])
-    assert seen == [[0], [2, 1], [3]]
+    assert seen == [[0], [1, 2], [3]]
 
 
 def test_stored_journal_tail_yields_what_was_delivered_since(tmp_path, object_store):

@@ -80,6 +80,17 @@ def test_view_of_an_ended_session_says_how_and_a_new_session_resumes(run, status
     assert watcher.read().ended is False
 
 
+def test_view_of_a_run_resumed_by_a_clock_that_is_behind_shows_the_new_session(run):
+    now = time.time()
+    ended = {"kind": "finish", "time": now + 100, "status": "KILLED"}
+    with (run.journals / "driver.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(each)}\n" for each in (ended, {"kind": "params", "time": now, "values": {}}))
+    logged(run, 8, 9, seconds=-1.0)
+    view = RunWatcher(run=run).read()
+    assert (view.state, view.ended, view.step, view.losses) == ("starting", False, 9, (2.0, 1.0))
+    assert view.seconds_left is None
+
+
 def test_view_of_a_killed_run_is_stopped_once_nobody_owns_it(run, monkeypatch):
     monkeypatch.setattr(run_view, "_SILENT_SECONDS", 0.0)
     logged(run, 1, 2, seconds=0.0)
