@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import Any
 from rayface.config import TrackingConfig
 from rayface.credentials import mask
 from rayface.progress import recorded_in
-from rayface.tracking.delivery import Delivery, require_packages, start, start_readers
+from rayface.tracking.delivery import Beside, Delivery, require_packages, start, start_readers
 from rayface.tracking.journal import Journal, Status, read_records
 from rayface.tracking.origin import job_name, server_command
 from rayface.tracking.server import RUN_NAME
@@ -82,27 +82,26 @@ def tracked_job(
     """
     require_packages(config)
     named = {RUN_NAME: name or job_name(folder)}
-    delivery = start(config, folder, {**named, **tags}, deliver_after, output) if config.enabled else None
-    readers = start_readers(config, folder, named[RUN_NAME], deliver_after)
-    job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), delivery=delivery)
-    job.journal.params(params)
-    status: Status = "FAILED"
-    try:
-        with recorded_in(job.journal):
-            yield job
-        status = "FINISHED"
-    except interrupts:
-        status = "KILLED"
-        raise
-    finally:
-        job.journal.finish(status)
-        job.journal.close()
-        if delivery is not None:
-            job.delivered = delivery.close(config.timeout)
-            _show(job, mask(output or str(folder)))
-        for reader in readers:
-            reader.close(config.timeout)
-            logger.info("%s", reader.hint)
+    with ExitStack() as ending:  # what has been started is ended, also where the disk is full
+        journal = ending.enter_context(closing(Journal(folder / JOURNAL / "driver.jsonl")))
+        delivery = start(config, folder, {**named, **tags}, deliver_after, output) if config.enabled else None
+        job = TrackedJob(journal=journal, delivery=delivery)
+        ending.callback(_end_delivery, job, config.timeout, mask(output or str(folder)))
+        for reader in start_readers(config, folder, named[RUN_NAME], deliver_after):
+            ending.callback(_end_reader, reader, config.timeout)
+        status: Status = "FAILED"
+        try:
+            journal.params(params)
+            with recorded_in(journal):
+                yield job
+            status = "FINISHED"
+        except interrupts:
+            status = "KILLED"
+            raise
+        finally:
+            # The job's own error is the one to report.
+            with nullcontext() if status == "FINISHED" else suppress(OSError):
+                journal.finish(status)
 
 
 def was_tracked(folder: Path) -> bool:
@@ -113,8 +112,11 @@ def was_tracked(folder: Path) -> bool:
     return last is not None and last["kind"] == "finish" and last["status"] == "FINISHED"
 
 
-def _show(job: TrackedJob, folder: str) -> None:
-    """Say in lines that are not wrapped how to look at the job in MLflow, or how to deliver the rest."""
+def _end_delivery(job: TrackedJob, timeout: float, folder: str) -> None:
+    """Deliver the rest; say in lines that are not wrapped how to look at the job in MLflow, or how to deliver more."""
+    if job.delivery is None:
+        return
+    job.delivered = job.delivery.close(timeout)
     if not job.delivered:
         rest = sync_command(str(job.uri), folder)
         logger.warning("MLflow at %s has not received everything; send the rest: %s", job.uri, rest)
@@ -122,3 +124,8 @@ def _show(job: TrackedJob, folder: str) -> None:
         logger.info("MLflow: %s", job.link)
         if command := server_command(str(job.uri)):
             logger.info("served by:\n%s", command)
+
+
+def _end_reader(reader: Beside, timeout: float) -> None:
+    reader.close(timeout)
+    logger.info("%s", reader.hint)
