@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ T = TypeVar("T")  # a JSON value
 CLOCK_SECONDS = 2.0  # with a larger skew, times in the journals and logs of several nodes cannot be compared
 _MARGIN_SECONDS = 10.0  # ranks wait this much longer for rank 0 than it does for them
 _FILES_SECONDS = 10.0  # a network disk may show another node's file with this delay
+_ONE_DISK = "must be one disk that all nodes share: mount it on all, or name another"
 
 
 class PreflightError(TrainingStoppedError):
@@ -97,6 +98,20 @@ def preflight(
         "preflight.ranks": json.dumps([asdict(fact) for fact in facts]),
         **({PREFLIGHT_WARNINGS: "; ".join(warnings)} if warnings else {}),
     }
+
+
+def require_driver_disk(run: RunDirectory, node: str) -> None:
+    """Refuse a directory in which rank 0, which calls it, does not see the driver's files; see `preflight` for others.
+
+    A node without the driver's disk would make the directory on its own, and the result of the run would stay there.
+
+    Raises:
+        PreflightError: one line.
+    """
+    if not _within_delay(run.has_started):
+        raise PreflightError(
+            f"pre-flight: train.output: {run}: rank 0 on {node} does not see what the driver writes there: {_ONE_DISK}"
+        )
 
 
 def roll_call(world: World, node: str, timeout: float) -> list[Facts]:
@@ -177,8 +192,7 @@ def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards:
     for fact in facts:
         if fact.rank not in seen:
             raise PreflightError(
-                f"pre-flight: train.output: {run}: {facts[0]} does not see what {fact} writes there: must be one disk "
-                "that all nodes share: mount it on all, or name another"
+                f"pre-flight: train.output: {run}: {facts[0]} does not see what {fact} writes there: {_ONE_DISK}"
             )
 
 
@@ -196,12 +210,17 @@ def _touch_disk(folder: AnyPath, rank: int, shards: Sequence[str]) -> str:
 
 def _see(folder: AnyPath, size: int) -> list[int]:
     """Return the ranks whose file is visible."""
+    files = [folder / f"rank_{rank}" for rank in range(size)]
+    _within_delay(lambda: all(file.is_file() for file in files))
+    return [rank for rank, file in enumerate(files) if file.is_file()]
+
+
+def _within_delay(is_visible: Callable[[], bool]) -> bool:
+    """Return whether a network disk shows what another node has written, as soon as it does."""
     deadline = time.monotonic() + _FILES_SECONDS
-    while True:
-        seen = [rank for rank in range(size) if (folder / f"rank_{rank}").is_file()]
-        if len(seen) == size or time.monotonic() > deadline:
-            return seen
+    while not (visible := is_visible()) and time.monotonic() < deadline:
         time.sleep(0.2)
+    return visible
 
 
 def _clock_skew(world: World, facts: Sequence[Facts]) -> tuple[float, Facts, Facts]:

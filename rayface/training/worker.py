@@ -19,7 +19,7 @@ from rayface.training.checkpointing.mirror_actors import ActorStores
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World, from_rank_0
 from rayface.training.loop import Training
-from rayface.training.preflight import preflight
+from rayface.training.preflight import preflight, require_driver_disk
 from rayface.training.run_directory import RunDirectory
 
 
@@ -65,6 +65,9 @@ def train_worker(job: WorkerJob) -> None:
 
 
 def _train(job: WorkerJob, world: World, name: str) -> None:
+    node = ray.util.get_node_ip_address()
+    if world.rank == 0:
+        require_driver_disk(job.run, node)
     # A new run starts at step 0: the dealer starts now, beside the pre-flight, which on two cores measures lower rates
     # for it, and the building of the model. Restarted workers may take up a mirrored state, and a second stream would
     # cost them 2 s of CPU time.
@@ -72,7 +75,7 @@ def _train(job: WorkerJob, world: World, name: str) -> None:
     dealt = _deal(job, world, start=0) if fresh else None
     found: dict[str, str] = {}
     if world.size > 1:
-        found = preflight(world, job.run, [job.first_shard], job.shape, node=ray.util.get_node_ip_address())
+        found = preflight(world, job.run, [job.first_shard], job.shape, node=node)
     dealt = from_rank_0(dealt, world)
     early = train_batches(dealt, world.rank) if dealt is not None else None
     training = Training(

@@ -107,6 +107,20 @@ def test_preflight_with_a_rank_that_does_not_fit_raises_one_line_on_every_rank(a
         assert "\n" not in own[case]["error"]
 
 
+def test_preflight_of_rank_0_refuses_a_directory_without_the_files_of_the_driver(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "_FILES_SECONDS", 0.0)
+    run = RunDirectory(tmp_path / "own disk" / "run")
+    with pytest.raises(preflight.PreflightError) as error:
+        preflight.require_driver_disk(run, "10.0.0.7")
+    assert str(error.value) == (
+        f"pre-flight: train.output: {run}: rank 0 on 10.0.0.7 does not see what the driver writes there: must be one "
+        "disk that all nodes share: mount it on all, or name another"
+    )
+    run.path.mkdir(parents=True)
+    run.write_config(configs.load("debug"))
+    preflight.require_driver_disk(run, "10.0.0.7")
+
+
 def test_preflight_whose_all_reduce_opens_no_connection_raises_one_line(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: threading.Event().wait())
     monkeypatch.setattr(measured_rates, "_MARGIN_SECONDS", 0.1)

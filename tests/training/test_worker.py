@@ -68,6 +68,7 @@ def run_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(worker, "deal", deal)
         monkeypatch.setattr(worker, "ActorStores", lambda name: f"stores of {name}")
         config = configs.load("debug", None, ["data.train=unused", *overrides])
+        configs.dump(config, tmp_path / "config.yaml")
         train_worker(
             WorkerJob(
                 config=config,
