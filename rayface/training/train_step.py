@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -66,9 +67,7 @@ class TrainStep:
                 them after each micro-batch, earlier micro-batches of the step have been applied.
         """
         images, labels = self.prepare(batch)
-        train = self.config.train
-        pieces = micro_batches(self.batch_size, self.world.rank, self.world.size, train.max_batch_per_worker)
-        separate = train.resize == "rescale_lr"
+        pieces, separate = self._pieces, self.config.train.resize == "rescale_lr"
         value = 0.0
         pending: list[tuple[float, Tensor]] = []  # shares and losses; one transfer from the device reads all
         figures, num_classes = Tensor(), 0
@@ -93,6 +92,11 @@ class TrainStep:
                 pending, figures = [], Tensor()
                 self._update(value, norm, batch.step, piece, rate_factor * (piece.share if separate else 1.0))
         return value
+
+    @cached_property
+    def _pieces(self) -> list[MicroBatch]:
+        limit = self.config.train.max_batch_per_worker
+        return micro_batches(self.batch_size, self.world.rank, self.world.size, limit)
 
     def _fetch(self, pending: Sequence[tuple[float, Tensor]], figures: Tensor) -> list[float]:
         """Clip the gradient; return the sum of shares of losses, the gradient's norm, and the figures (n,)."""
