@@ -47,7 +47,7 @@ class Prometheus(JournalReader):
         return _Gauges(self._name)
 
 
-class _Gauges:
+class _Gauges(Destination):
     def __init__(self, run: str) -> None:
         from ray.util.metrics import Gauge
 
@@ -65,15 +65,3 @@ class _Gauges:
                     values[STEP] = float(record["step"])
         for key, value in values.items():
             self._gauges[key].set(value, tags=self._run)
-
-    def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        """Files are no gauges."""
-
-    def log_model(self, spool: Path, path: str) -> None:
-        """Models are no gauges."""
-
-    def end(self, status: str, seconds: float) -> None:
-        """The gauges end with the process."""
-
-    def reopen(self) -> None:
-        """The gauges end with the process."""

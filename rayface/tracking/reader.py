@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from filelock import FileLock, Timeout
 
@@ -28,23 +28,28 @@ MAX_METRICS = 1000  # of a batch; MLflow's limit of one call
 _SENT = ("metrics", "params", "tags", "dataset")
 
 
-class Destination(Protocol):
-    """One run of a tracking system."""
+class Destination(ABC):
+    """One run of a tracking system; what it does not keep it ignores."""
 
+    @abstractmethod
     def log(self, records: Sequence[Record]) -> str | None:
         """Log metrics, params, tags and datasets; return why some were refused, None if none was."""
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
         """Log a file or a folder of the run; `path` is relative to the spool, or a URI."""
+        return
 
     def log_model(self, spool: Path, path: str) -> None:
         """Log the model in a run directory; `path` is relative to the spool."""
+        return
 
     def end(self, status: str, seconds: float) -> None:
         """Set the final status, and the end in seconds since the epoch."""
+        return
 
     def reopen(self) -> None:
         """Set a finished run back to running."""
+        return
 
 
 class JournalReader(ABC):

@@ -18,7 +18,7 @@ from rayface.sqlite_uri import absolute_sqlite_uri, sqlite_path
 from rayface.storage import DataError, is_local, local_copy
 from rayface.tracking.journal import Record
 from rayface.tracking.own_files import is_inside, is_own
-from rayface.tracking.reader import MAX_METRICS
+from rayface.tracking.reader import MAX_METRICS, Destination
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def make_database_folder(uri: str) -> None:
         ) from error
 
 
-class Server:
+class Server(Destination):
     """Connection to one MLflow run; the constructor finds or creates the run. For `output` see `is_own`."""
 
     def __init__(self, uri: str, settings: Settings, run_id: str | None, output: str | None = None) -> None:

@@ -51,7 +51,7 @@ class TensorBoard(JournalReader):
         return _EventFile(self.file, self._progress)
 
 
-class _EventFile:
+class _EventFile(Destination):
     def __init__(self, path: Path, state: Delivered) -> None:
         # Imported in the delivery's thread: it takes seconds.
         from tensorboard.compat.proto.event_pb2 import Event
@@ -85,15 +85,3 @@ class _EventFile:
     def _write(self, record: Record, made: object) -> None:
         event = self._event(wall_time=record["time"], step=record.get("step", 0), summary=made)
         self._writer.write(event.SerializeToString())
-
-    def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        """Files stay where they are."""
-
-    def log_model(self, spool: Path, path: str) -> None:
-        """Models stay where they are."""
-
-    def end(self, status: str, seconds: float) -> None:
-        """The file has no end."""
-
-    def reopen(self) -> None:
-        """The file has no end."""

@@ -57,7 +57,7 @@ class WeightsAndBiases(JournalReader):
         return _OfflineRun(self.root, self._project, self._name, str(self._progress.run_id))
 
 
-class _OfflineRun:
+class _OfflineRun(Destination):
     def __init__(self, root: Path, project: str, name: str, run_id: str) -> None:
         import wandb  # in the delivery's thread: it takes seconds
 
@@ -88,12 +88,6 @@ class _OfflineRun:
                 self._run.log({**values, "step": record["step"], "_timestamp": record["time"]})
             elif record["kind"] != "dataset":  # params hold its facts
                 self._run.config.update(dict(record["values"]), allow_val_change=True)
-
-    def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        """Files stay where they are."""
-
-    def log_model(self, spool: Path, path: str) -> None:
-        """Models stay where they are."""
 
     def end(self, status: str, seconds: float) -> None:
         """Finish the run; what is not FINISHED has failed."""
