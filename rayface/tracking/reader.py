@@ -127,24 +127,23 @@ class JournalReader(ABC):
         prepared = False
         failures = 0
         while time.monotonic() < self._deadline:
-            closing = self._closing.is_set()  # read before the round, which then covers all records before close()
+            closing = self._closing.is_set()  # read before sending, which then covers all records before close()
             try:
                 lock = lock or hold_lock(self.folder / f"delivery{self.suffix}.lock")
                 if not prepared:
                     self._progress = self._prepare()  # another process may have sent more meanwhile
                     prepared = True
-                complete = self._round()
+                self._send_pending()
                 failures = 0
                 self.last_error = self._lasting_error
+                if closing:
+                    self._delivered = True
+                    break
             # A tracking store is a plug-in that may raise any exception, and none may end the delivery.
             except Exception as error:
-                complete = False
                 failures += 1
                 self._note(error)
                 self._interrupted()
-            if complete and closing:
-                self._delivered = True
-                break
             self._pause(failures)
         if lock is not None:
             lock.release()
@@ -173,8 +172,8 @@ class JournalReader(ABC):
         self._note(text)
         self._lasting_error = self.last_error
 
-    def _round(self) -> bool:
-        """Send all pending records; return True when none are left."""
+    def _send_pending(self) -> None:
+        """Send all pending records."""
         paths = sorted(self.folder.glob("*.jsonl"))
         if replaced := [p.name for p in paths if self._progress.cursors.get(p.name, 0) > p.stat().st_size]:
             self._start_over(replaced)
@@ -199,7 +198,6 @@ class JournalReader(ABC):
             self._connected().end(progress.finish["status"], progress.finish["time"])
             progress.ended = True
             self._save()
-        return True
 
     def _next_records(self, path: Path) -> tuple[list[Record], int]:
         """Return the next records of a journal, at most one batch of metrics, and the offset after them."""
