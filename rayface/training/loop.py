@@ -65,7 +65,7 @@ class Training:
     ) -> None:
         use_cores(world)
         self.config, self.run, self.world, self.sample_order, self.dataset = config, run, world, sample_order, dataset
-        self.total_steps = max(1, round(config.train.epochs * sample_order.steps_per_epoch))
+        self.total_steps = sample_order.total_steps(config.train.epochs)
         self.bf16 = uses_bf16(config.train.precision, world.device)
         self.trained = build_trained(config, num_classes, world)
         self.backbone, self.head, self.optimizer = self.trained.backbone, self.trained.head, self.trained.optimizer

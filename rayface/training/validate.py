@@ -35,7 +35,7 @@ class ValidRun:
     @property
     def total_steps(self) -> int:
         """Number of training steps."""
-        return max(1, round(self.config.train.epochs * self.sample_order.steps_per_epoch))
+        return self.sample_order.total_steps(self.config.train.epochs)
 
     @property
     def resumed(self) -> RunDirectory | None:

@@ -76,6 +76,10 @@ class SampleOrder:
         """Steps in which as many images are seen as an epoch has."""
         return self.epoch_images // self.images_per_step
 
+    def total_steps(self, epochs: float) -> int:
+        """Return the number of steps of a run; at least one."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
     @property
     def window_steps(self) -> int:
         """Steps of a full window; the last window of an epoch may have fewer."""

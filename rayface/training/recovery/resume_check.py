@@ -74,7 +74,7 @@ def _check_steps(progress: Progress, epochs: float, sample_order: SampleOrder) -
             f"by_identity, chunks of {progress.plan.get('chunk_images')} images): finish it with the version that "
             "started it, or start a new run"
         )
-    total_steps = max(1, round(epochs * sample_order.steps_per_epoch))
+    total_steps = sample_order.total_steps(epochs)
     if progress.step > total_steps:
         raise ValueError(
             f"train.epochs: {epochs:g}: ends at step {total_steps}, the run is at step {progress.step}: "
