@@ -60,11 +60,6 @@ def path_option(*names: str, help: str) -> Any:
     return typer.Option(*names, parser=_local_path, metavar="PATH", help=help)
 
 
-def path_argument(*, metavar: str = "PATH", help: str) -> Any:
-    """Return an argument that takes a local path and refuses URIs."""
-    return typer.Argument(parser=_local_path, metavar=metavar, help=help)
-
-
 def flag_option(*names: str, help: str, **settings: Any) -> Any:
     """Return an option without a value; Typer would show a type beside it."""
     return typer.Option(*names, metavar="", help=help, **settings)
@@ -159,7 +154,6 @@ Seed = Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config keys, dotted.")]
 # Typer vendors click or uses the installed one, depending on its version: take the class from Typer's exports.
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-ShardSize = Annotated[str, typer.Option(help="Maximum size of a shard, for example 256MB.")]
 
 
 def resume_mode(resume: bool, overrides: list[str] | None) -> tuple[bool | Literal["auto"], list[str]]:
