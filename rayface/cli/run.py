@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument, show_results
+from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument
 from rayface.values import percent
 
 # The main number of a stage: the first of these keys that its result has, with the name it is shown by.
@@ -38,7 +38,7 @@ def run(
 ) -> None:
     """Run the stages of an experiment file in order; skip finished ones."""
     from rayface.config import ClusterConfig
-    from rayface.display import json_line
+    from rayface.display import columns, json_line
     from rayface.experiment.runner import run as run_experiment
 
     cluster = ClusterConfig(address=address, debug=debug)
@@ -55,7 +55,7 @@ def run(
         }
         for stage in result.stages
     ]
-    show_results(f"experiment {result.experiment}, a folder for each stage in {result.output}", [], table, False)
+    columns(f"experiment {result.experiment}, a folder for each stage in {result.output}", table)
 
 
 def _in_short(result: Mapping[str, Any]) -> str:
