@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from datetime import timedelta
 
 from rayface.config import Config
@@ -232,8 +231,10 @@ class Training:
 
     def _progress(self) -> Progress:
         """Return the values that a checkpoint holds beside its tensors."""
-        return replace(
-            Progress(step=self.step, total_steps=self.total_steps, epoch=self.step / self.sample_order.steps_per_epoch),
+        return Progress(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.step / self.sample_order.steps_per_epoch,
             plan=vars(self.sample_order),
             batch_size=self.sample_order.batch_size,
             accuracy=self.accuracy,
