@@ -240,13 +240,7 @@ def takes_gpu(device: str) -> bool:
     return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
-def require(
-    bundle: Mapping[str, float],
-    count: int,
-    *,
-    wait: float,
-    setting: str = "train.num_workers",
-) -> None:
+def require(bundle: Mapping[str, float], count: int, *, wait: float, setting: str) -> None:
     """Wait until the cluster has room for `count` workers of one `bundle` each; request nodes from an autoscaler.
 
     Args:
