@@ -75,6 +75,6 @@ def _write(run: RunDirectory, watcher: RunWatcher, metrics: _Metrics, refresh: i
 
     try:
         table = [(name, value) for name, value in watcher.read().rows().items()]
-        write_report(run, metrics=metrics.points(), table=table, evaluation=run.last_evaluation(), refresh=refresh)
+        write_report(run, metrics=metrics.points(), table=table, evaluation=run.read_evaluation(), refresh=refresh)
     except Exception:  # a fault of the report must not end a run
         logger.debug("the report of the run could not be written", exc_info=True)

@@ -57,15 +57,7 @@ class RunResults(RunMessages):
         self._delete(_OUTCOME)
         self._delete(RESULT)
 
-    def read_evaluation(self) -> Values:
-        """Return the last validation.
-
-        Raises:
-            FileNotFoundError: there was none.
-        """
-        return self._read_required(EVALUATION)
-
-    def last_evaluation(self) -> Values | None:
+    def read_evaluation(self) -> Values | None:
         """Return the last validation; None without one."""
         return self._read_json(EVALUATION)
 
