@@ -1,9 +1,11 @@
 """TensorBoard: the journals of a job as one event file, which holds every record once, also after a crash."""
 
+import io
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rayface.credentials import mask
 from rayface.files import open_to_append
@@ -58,30 +60,35 @@ class _EventFile(Destination):
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard import summary
 
-        self._event, self._summary, self._state = Event, summary, state
+        self._event, self._record_writer, self._summary, self._state = Event, RecordWriter, summary, state
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.fdopen(open_to_append(path), "ab", buffering=0)  # nothing is left to write after an error
         self._file.truncate(state.size)
         self._file.seek(0, os.SEEK_END)
-        self._writer = RecordWriter(self._file)
         if state.size == 0:
-            self._writer.write(Event(wall_time=0.0, file_version=_FORMAT).SerializeToString())
+            self._append([Event(wall_time=0.0, file_version=_FORMAT)])
             sync_folder(str(path.parent))
 
     def log(self, records: Sequence[Record]) -> None:
         """Append metrics as scalars, and all else as text."""
-        for record in records:
-            for name, value in record["values"].items():
-                text = record["kind"] != "metrics"
-                made = (
-                    self._summary.text(f"{record['kind']}/{name}", str(value))
-                    if text
-                    else self._summary.scalar(name, float(value))
-                )
-                self._write(record, made)
+        self._append(event for record in records for event in self._events(record))
+
+    def _events(self, record: Record) -> Iterator[Any]:
+        for name, value in record["values"].items():
+            made = (
+                self._summary.scalar(name, float(value))
+                if record["kind"] == "metrics"
+                else self._summary.text(f"{record['kind']}/{name}", str(value))
+            )
+            yield self._event(wall_time=record["time"], step=record.get("step", 0), summary=made)
+
+    def _append(self, events: Iterable[Any]) -> None:
+        batch = io.BytesIO()
+        writer = self._record_writer(batch)
+        for event in events:
+            writer.write(event.SerializeToString())
+        data = batch.getvalue()
+        while data:  # a disk that is almost full takes a part, and refuses the rest
+            data = data[self._file.write(data) :]
         os.fsync(self._file.fileno())
         self._state.size = self._file.tell()
-
-    def _write(self, record: Record, made: object) -> None:
-        event = self._event(wall_time=record["time"], step=record.get("step", 0), summary=made)
-        self._writer.write(event.SerializeToString())

@@ -1,6 +1,7 @@
 """The event file of TensorBoard: every record of the journals once, whatever a crash left of it."""
 
 import errno
+import io
 import json
 import math
 import os
@@ -112,6 +113,17 @@ def test_tensorboard_after_a_failed_write_has_every_record_once(spool: Path, mon
     monkeypatch.setattr(os, "fsync", fsync)
     assert scalars(write(spool).file) == wanted(10)
     assert not failures
+
+
+def test_tensorboard_on_a_disk_that_takes_a_part_of_the_last_record_has_it_whole(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class File(io.FileIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            return super().write(data[:-5] if len(data) > 5 else data)
+
+    monkeypatch.setattr(os, "fdopen", lambda file, mode, **_: File(file, mode))
+    assert scalars(write(spool).file) == wanted(10)
 
 
 def test_hint_of_a_folder_with_a_space_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
