@@ -1,15 +1,19 @@
 """Resources of this machine that the process may use."""
 
+import contextlib
 import ctypes
 import gc
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 # Of glibc's mallopt, which refuses a larger M_MMAP_THRESHOLD. Other threads than the first one take memory in heaps of
 # 64 MB; a free one is returned if the heap before it has more than the padding free, which no two heaps have.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 160 << 20}
+
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time in a period, and the period
 
 # Both: with the first alone, PyTorch 2.13 hands out freed memory that is smaller than what is asked for
 # (https://github.com/pytorch/pytorch/pull/192722).
@@ -18,10 +22,15 @@ _ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH
 
 
 def num_cpus() -> int:
-    """Return the number of CPUs that this process may run on; it can be lower than that of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of CPUs that this process may use; it can be lower than that of the machine.
+
+    A container's limit counts: a process with more threads uses its time up early in each period, then stands still.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max": no limit
+        limit, period = map(int, _CPU_LIMIT.read_text().split())
+        cpus = max(1, min(cpus, limit // period))
+    return cpus
 
 
 def keep_freed_memory() -> bool:

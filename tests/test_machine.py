@@ -4,13 +4,36 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from rayface.machine import pin_exact_sizes, release_gpu_memory
+from rayface import machine
+from rayface.machine import num_cpus, pin_exact_sizes, release_gpu_memory
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such function")
+
+
+@pytest.mark.parametrize(
+    ("limit", "cpus"),
+    [
+        ("max 100000\n", 8),
+        ("400000 100000\n", 4),
+        ("350000 100000\n", 3),
+        ("50000 100000\n", 1),
+        ("3200000 100000\n", 8),
+    ],
+)
+def test_num_cpus_of_a_container_are_those_of_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, cpus: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(machine, "_CPU_LIMIT", tmp_path / "cpu.max")
+    assert num_cpus() == 8
+    (tmp_path / "cpu.max").write_text(limit)
+    assert num_cpus() == cpus
+
 
 _FAULTS_OF_STEPS = """
 import resource, sys, threading
