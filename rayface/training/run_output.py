@@ -81,6 +81,8 @@ def check_output(config: Config, resume: bool) -> None:
         ValueError: one line.
     """
     if config.train.output is None:
+        if resume:
+            raise ValueError("train.output: is not set: must name the run to resume")
         require_lasting(_root(), "train.output: is not set, and its default, runs/,")
         return
     path = path_of(config.train.output).absolute()

@@ -86,7 +86,9 @@ def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
     Raises:
         ValueError, TrainingStoppedError, CheckpointError, TrainingInterruptedError: see `train`.
     """
-    run = RunDirectory(path_of(str(config.train.output)))
+    if config.train.output is None:
+        raise ValueError("train.output: is not set: a repeated call finds its run by it")
+    run = RunDirectory(path_of(config.train.output))
     if run.is_finished():
         return run.read_result()
     return train(config, resume=run.has_started(), **options).as_dict()

@@ -43,6 +43,11 @@ def test_directory_of_a_run_that_was_interrupted_before_its_config_is_used_again
         check_output(config, resume=False)
 
 
+def test_resume_without_an_output_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.output: is not set: must name the run to resume"):
+        check_output(configs.load("debug"), resume=True)
+
+
 def test_resolve_with_resume_auto_takes_the_config_of_a_started_run_or_the_given_one(tmp_path: Path) -> None:
     keys = [f"train.output={tmp_path / 'run'}", "optim.lr=0.3"]
     new = resolve("debug", None, keys, resume="auto")

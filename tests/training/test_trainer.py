@@ -54,6 +54,8 @@ def test_train_or_resume_starts_resumes_or_returns_the_result(tmp_path: Path, mo
         (run.path / name).write_text("{}")
     run.write_result({"steps": 5})
     assert trainer.train_or_resume(config) == {"steps": 5}
+    with pytest.raises(ValueError, match=r"train\.output: is not set"):
+        trainer.train_or_resume(configs.load("debug"))
     assert called == [False, True]
 
 
