@@ -72,13 +72,20 @@ def read_history(run: RunDirectory) -> RunHistory:
     if facts is None:
         raise ValueError(f"{run}: has no data.json yet: wait until the run has started")
     metrics: dict[str, list[tuple[int, float]]] = {}
-    for name, points in run.read_metrics().items():
-        metrics[name] = [(step, value) for step, value, _ in points]
+    params: dict[str, str] = {}
+    for record in run.journal_tail().read():
+        if record["kind"] == "metrics":
+            for name, value in record["values"].items():
+                metrics.setdefault(name, []).append((record["step"], float(value)))
+        elif record["kind"] == "params":
+            params |= record["values"]
+    metrics = {name: sorted(points) for name, points in metrics.items()}
+    classes = params.get("dataset.num_classes_with_images")
     return RunHistory(
         config=config,
         num_classes=facts["num_classes"],
         steps_per_epoch=_steps_per_epoch(metrics.get("train/epoch"), facts["num_images"] / config.train.batch_size),
-        classes_with_images=_classes_with_images(run),
+        classes_with_images=None if classes is None else int(classes),
         metrics=metrics,
     )
 
@@ -87,10 +94,3 @@ def _steps_per_epoch(epochs: Points | None, estimate: float) -> float:
     """Return the steps of an epoch by what the run has logged, before the first such point an estimate."""
     step, epoch = epochs[-1] if epochs else (0, 0.0)
     return max(1.0, step / epoch if epoch else estimate)
-
-
-def _classes_with_images(run: RunDirectory) -> int | None:
-    for record in run.journal_tail().read():
-        if record["kind"] == "params" and "dataset.num_classes_with_images" in record["values"]:
-            return int(record["values"]["dataset.num_classes_with_images"])
-    return None
