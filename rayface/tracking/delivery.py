@@ -151,7 +151,7 @@ def require_packages(settings: TrackingConfig) -> None:
             )
 
 
-def start_readers(settings: TrackingConfig, run: Path, name: str, after: float = 0.0) -> list[Beside]:
+def start_readers(settings: TrackingConfig, run: Path, name: str, after: float) -> list[Beside]:
     """Start the readers beside MLflow's that a config asks for, `after` seconds from now; see `require_packages`."""
     spool = run / JOURNAL
     readers: list[Beside] = [TensorBoard(spool)] if settings.tensorboard else []

@@ -6,7 +6,7 @@ from pathlib import Path
 from rayface.storage import RemotePath, is_local
 
 
-def is_own(path: str, spool: Path, output: str | None = None) -> bool:
+def is_own(path: str, spool: Path, output: str | None) -> bool:
     """Return whether a file, or every file of a folder, is in the directory of its run.
 
     Args:

@@ -17,7 +17,7 @@ _SILENT_SECONDS = 60.0  # after which a run without news is asked whether a proc
 _RATE_POINTS = 20
 MAX_POINTS = 4096
 """Values of a metric that are kept; more are thinned."""
-_BLOCKS = "▁▂▃▄▅▆▇█"
+_BLOCKS, _WIDTH = "▁▂▃▄▅▆▇█", 40
 T = TypeVar("T")
 
 
@@ -72,12 +72,12 @@ class RunView:
         return rows | {f"note {number}": note for number, note in enumerate(self.notes, 1)}
 
 
-def sparkline(values: tuple[float, ...], width: int = 40) -> str:
-    """Return values as a line of blocks, the mean of neighbours where there are more than `width`."""
+def sparkline(values: tuple[float, ...]) -> str:
+    """Return values as a line of at most _WIDTH blocks, the means of neighbours."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return ""
-    width = min(width, len(known))
+    width = min(_WIDTH, len(known))
     bounds = [place * len(known) // width for place in range(width + 1)]
     means = [sum(known[a:b]) / (b - a) for a, b in pairwise(bounds)]
     low, high = min(means), max(means)
