@@ -53,9 +53,9 @@ class RunHistory:
         noise = scale_of(config.head) ** 2 / (2 * config.backbone.embedding_size)
         return round(max(FIRST_STEPS, seen) * max(1.0, noise / 2) + self.warmup_steps)
 
-    def values(self, name: str) -> list[float]:
-        """Return the values of a metric in the first steps."""
-        return [value for step, value in self.metrics.get(f"train/{name}", ()) if step <= FIRST_STEPS]
+    def values(self, name: str, last_step: int = FIRST_STEPS) -> list[float]:
+        """Return the values of a metric up to a step."""
+        return [value for step, value in self.metrics.get(f"train/{name}", ()) if step <= last_step]
 
     def first(self, name: str) -> float | None:
         """Return the first value of a metric in the first steps; None if it was not logged."""
