@@ -154,9 +154,10 @@ def test_full_cache_deletes_copies_that_nobody_used_for_an_hour_and_copies_no_mo
         path = own_cache / "shards" / name
         path.write_bytes(bytes(size))
         os.utime(path, (0, time.time() - hours * 3600))
-    held = ShardCopies(stored.shard_paths(), rules(stored, max_bytes=5000 + sum(sizes[:2])))
-    held._copy(0)
+    held = ShardCopies(stored.shard_paths(), rules(stored, max_bytes=10_000 + sum(sizes[:2])))
+    held._copy(0)  # there is room for all
     assert files(own_cache) == sorted([str(stored.shards[0].sha256), "recent", "unused"])
+    held = ShardCopies(stored.shard_paths(), rules(stored, max_bytes=5000 + sum(sizes[:2])))
     held._copy(1)
     assert files(own_cache) == sorted([str(shard.sha256) for shard in stored.shards[:2]] + ["recent"])
     held = ShardCopies(stored.shard_paths(), rules(stored, max_bytes=5000 + sum(sizes[:2])))
@@ -164,6 +165,22 @@ def test_full_cache_deletes_copies_that_nobody_used_for_an_hour_and_copies_no_mo
     until(lambda: "bytes are in use: what has no copy is read from the store" in caplog.text)
     held.close()
     assert files(own_cache) == sorted([str(shard.sha256) for shard in stored.shards[:2]] + ["recent"])
+
+
+def test_copy_that_is_being_made_takes_its_whole_room(
+    stored: Dataset, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def blocks(source: Source) -> Iterator[bytes]:
+        seen.append(sum(path.stat().st_size for path in (own_cache / "shards").iterdir()))
+        yield source.read(0, source.size)
+
+    monkeypatch.setattr(copies, "_blocks", blocks)
+    ShardCopies(stored.shard_paths(), CopyRules(("a.tar",) * len(stored.shards), LARGE))._copy(0)
+    assert seen == [stored.shards[0].num_bytes]
+    content = (own_cache / "shards" / "a.tar").read_bytes()  # a name without sha256
+    assert hashlib.sha256(content).hexdigest() == stored.shards[0].sha256
 
 
 def test_copy_in_use_is_marked_so_every_ten_minutes(
@@ -209,8 +226,16 @@ def test_failing_disk_or_store_is_one_line_and_leaves_no_part(
         monkeypatch.setattr(copies, "_blocks", fails)
     else:
         monkeypatch.setattr(copies, "_blocks", lambda source: [b"short"])
-    held.paths([0])
-    until(lambda: "what has no copy is read from the store" in caplog.text)
+    monkeypatch.setattr(copies, "_PAUSE_SECONDS", 0)
+    tries = 0
+
+    def request() -> bool:
+        nonlocal tries
+        tries += not held._wanted
+        held.paths([0])
+        return tries > 20
+
+    until(request)
     held.close()
     assert list((own_cache / "shards").iterdir()) == []
     (line,) = [record.message for record in caplog.records]
