@@ -20,7 +20,9 @@ import rayface
 from rayface.data import output_folder
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
-from rayface.data.writer import ShardWriter, write_dataset
+from rayface.data.shards.samples import Sample
+from rayface.data.shards.sequential import scan_shard
+from rayface.data.writer import ShardFile, ShardWriter, write_dataset
 from rayface.storage import DataError, StorageError
 from tests.storage.failing_os import fail
 
@@ -31,7 +33,7 @@ def samples(num: int = 12, prefix: str = "k") -> list[tuple[str, int, bytes]]:
     return [(f"{prefix}{i}", i % 3, b"\xff\xd8" + bytes([i]) * (100 * i + 1)) for i in range(num)]
 
 
-def write(out: Path, items: Iterable[tuple[str, int, bytes]], **kwargs: object) -> Dataset:
+def write(out: Path | str, items: Iterable[tuple[str, int, bytes]], **kwargs: object) -> Dataset:
     settings = {"name": "set", "identities": NAMES, "image_size": (112, 112), "shard_size": 8000, **kwargs}
     return write_dataset(out, items, **settings)
 
@@ -62,6 +64,7 @@ def test_write_dataset_writes_shards_index_identities_and_manifest(tmp_path: Pat
     for shard in shards:
         data = (tmp_path / "out" / shard["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["num_bytes"], shard["sha256"])
+        assert data.endswith(bytes(1024))  # the end of a tar
     identities = pq.read_table(tmp_path / "out" / "identities.parquet").to_pydict()
     assert identities == {"label": [0, 1, 2], "identity": NAMES, "num_images": [4, 4, 4]}
     index = pq.read_table(tmp_path / "out" / "index.parquet")
@@ -100,6 +103,61 @@ def test_write_dataset_with_a_shard_size_keeps_it(tmp_path: Path) -> None:
     assert all(shard.num_bytes <= 30720 for shard in dataset.shards)
     one_each = write(tmp_path / "tiny", samples(3), shard_size=1)
     assert [shard.num_images for shard in one_each.shards] == [1, 1, 1]
+    content = int(write(tmp_path / "all", samples()).index.num_bytes.sum())
+    for shard_size, num_shards in ((content + 1024, 1), (content + 1023, 2)):
+        assert len(write(tmp_path / str(shard_size), samples(), shard_size=shard_size).shards) == num_shards
+
+
+@pytest.mark.parametrize(
+    ("root", "shard_size", "words"),
+    [
+        ("out", 0, "shard_size 0: must be a positive number of bytes"),
+        ("s3://b/x", 5 * 2**30 + 1, r"5 GiB\) on an object"),
+    ],
+)
+def test_write_dataset_with_a_shard_size_out_of_range_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, shard_size: int, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        write(root, samples(), shard_size=shard_size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_dataset_with_pairs_writes_them_beside_the_shards(tmp_path: Path) -> None:
+    write(tmp_path / "out", samples(), pairs=b"path_a,path_b,is_same,fold\n")
+    assert (tmp_path / "out" / "pairs.csv").read_bytes() == b"path_a,path_b,is_same,fold\n"
+
+
+def test_shard_writer_after_an_error_leaves_no_half_file_and_frees_the_folder(tmp_path: Path) -> None:
+    settings = {"name": "x", "identities": NAMES, "image_size": None}
+
+    def add(writer: ShardWriter) -> None:
+        for sample in [*samples(3), ("k", 9, b"x")]:
+            writer.add(*sample)
+
+    with (
+        pytest.raises(ValueError, match="label 9 of k"),
+        ShardWriter(tmp_path / "out", shard_size=1, **settings) as bad,
+    ):
+        add(bad)
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == [".unfinished", "shard-000000.tar", "shard-000001.tar"]
+    with ShardWriter(tmp_path / "out", **settings) as writer:
+        writer.add("k", 0, b"x")
+        assert writer.finish().num_images == 1
+    with ShardFile(str(tmp_path / "half.tar")) as half:
+        half.add("k", 0, b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_shard_file_writes_image_and_label_of_each_sample(tmp_path: Path) -> None:
+    with ShardFile(str(tmp_path / "a.tar")) as shard:
+        for key, label, image in samples(3):
+            shard.add(key, label, image)
+        entry, table = shard.finish(7)
+    assert [(s.key, s.label, s.jpeg) for s in scan_shard(tmp_path / "a.tar") if isinstance(s, Sample)] == samples(3)
+    assert (entry.path, entry.num_images, table["shard"].to_pylist()) == ("a.tar", 3, [7, 7, 7])
 
 
 @pytest.mark.parametrize("key", ["a.b", "", "/etc/x", "../x", "a/../b", "a\nb", "a\0b", "x/"])
@@ -121,6 +179,8 @@ def test_write_dataset_with_equal_keys_or_no_sample_is_refused(tmp_path: Path) -
         write(tmp_path / "b", [])
     with pytest.raises(ValueError, match="'x' occurs twice"):
         write(tmp_path / "c", samples(), identities=["x", "y", "x"])
+    with pytest.raises(ValueError, match="must name at least one identity"):
+        write(tmp_path / "c", samples(), identities=[])
     with pytest.raises(ValueError, match="layout"):
         write(tmp_path / "d", samples(), layout="sorted")
 
@@ -172,7 +232,9 @@ def test_write_dataset_during_another_write_is_refused(tmp_path: Path) -> None:
 def test_write_dataset_on_a_full_disk_names_folder_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         fail(patched, "fsync", errno.ENOSPC)
-        with pytest.raises(StorageError, match=r"out: cannot be written: No space.*: free space there, then run again"):
+        with pytest.raises(
+            StorageError, match=r"out: cannot be written: No space.*: free space there, then run again: it starts over"
+        ):
             write(tmp_path / "out", samples())
     assert write(tmp_path / "out", samples()).num_images == 12
 
@@ -233,6 +295,8 @@ def test_write_dataset_after_a_kill_starts_over(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the dataset is unfinished"):
         open_dataset(out)
     (out / "notes.txt").write_text("not ours")
+    for name in ("shard-1000000.tar", "pairs.csv", ".index.parquet.tmp"):
+        (out / name).write_text("of the killed writer")
     started = time.monotonic()
     write(out, samples())
     assert time.monotonic() - started < 30
