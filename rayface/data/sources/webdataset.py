@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from rayface.data.directory import refuse_unfinished
 from rayface.data.listing import codec_of, refuse_not_a_tar, shard_files, tars_not_read
-from rayface.data.manifest import IDENTITIES, read_identities
+from rayface.data.manifest import IDENTITIES, MANIFEST, read_identities, read_manifest
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.data.shards.scan import ScanJob, scan_one
@@ -31,6 +31,7 @@ from rayface.storage import (
     make_folder,
     one_line,
     require_utf8,
+    split,
 )
 
 _COPY_BYTES = 4 << 20
@@ -75,7 +76,7 @@ class WebDatasetSource(DatasetSource):
         faults = [self._named(part, fault) for fault in scan.faults]
         refuse_not_a_tar(faults)
         if part == 0:
-            faults += [self._folder_fault(folder) for folder in self._unlisted]
+            faults += [self._folder_fault(folder) for folder in self._unlisted] + self._missing()
         images = scan.table.drop_columns("shard").rename_columns({"label": "identity"})
         return PartListing(images=images, faults=FaultLog(self.root, faults), image_size=scan.image_size)
 
@@ -100,6 +101,24 @@ class WebDatasetSource(DatasetSource):
 
     def _folder_fault(self, folder: str) -> Fault:
         return Fault(shard=self.root, member=folder, reason="cannot be listed", kind="folder")
+
+    def _missing(self) -> list[Fault]:
+        """Return a fault for each shard of dataset.json that is in no folder, packed or not."""
+        if _is_file(self.root) or not exists(join(self.root, MANIFEST)):
+            return []
+        try:
+            shards = read_manifest(self.root).shards
+        except DataError:  # the file of another program
+            return []
+        present = {_stem(split(path)[1]) for path in self._sources}
+        reason = f"the file is missing, {MANIFEST} lists it"
+        return [
+            Fault(
+                shard=join(self.root, each.path), member=None, reason=reason, num_lost=each.num_images, kind="not read"
+            )
+            for each in shards
+            if _stem(split(each.path)[1]) not in present
+        ]
 
     def _plain(self, part: int) -> str:
         """Return the path of a plain tar: the tar itself, or its unpacked copy, which is made if it is missing."""

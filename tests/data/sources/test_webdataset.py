@@ -171,6 +171,22 @@ def test_webdataset_with_names_keeps_them_and_drops_empty_classes(tmp_path: Path
     assert pq.read_table(tmp_path / "out" / "identities.parquet")["num_images"].to_pylist() == [1, 1, 1]
 
 
+def test_webdataset_of_a_dataset_names_shards_that_are_missing(tmp_path: Path) -> None:
+    samples, root = [(f"k{i}", 0, JPEG[i]) for i in range(6)], tmp_path / "src"
+    write_dataset(root, samples, name="src", identities=["ann"], image_size=None, shard_size=1)
+    packed, moved, gone = (root / f"shard-00000{number}.tar" for number in (1, 2, 4))
+    packed.with_suffix(".tar.gz").write_bytes(gzip.compress(packed.read_bytes()))
+    packed.unlink()
+    (root / "more").mkdir()
+    moved.rename(root / "more" / moved.name)
+    gone.unlink()
+    dataset = convert_webdataset(root, tmp_path / "out")
+    assert [str(fault) for fault in dataset.faults] == [f"{gone}: the file is missing, dataset.json lists it"]
+    assert (dataset.num_images, dataset.faults[0].kind, dataset.faults[0].num_lost) == (5, "not read", 1)
+    (root / "dataset.json").write_text("{}")  # of another program
+    assert convert_webdataset(root, tmp_path / "out2").faults == ()
+
+
 def test_webdataset_unreadable_samples_are_left_out_and_named(tmp_path: Path) -> None:
     damaged = JPEG[1][:-400]
     (tmp_path / "src").mkdir()
