@@ -21,7 +21,7 @@ from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, S
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.first_image import size_of_first
 from rayface.data.sources.image_file import has_image_suffix
-from rayface.data.sources.parquet_files import find_files
+from rayface.data.sources.parquet_files import find_files, missing_files
 from rayface.data.sources.parquet_rows import RowReaders, mean_bytes
 from rayface.storage import DataError, join, one_line
 from rayface.storage.parquet import MAX_TEXT, open_parquet
@@ -87,9 +87,12 @@ class ParquetSource(DatasetSource):
         self._parts: list[_Part] = []
         self._columns: _Columns | None = None
         self._readers = RowReaders()
+        self._missing: list[Fault] = []
 
     def prepare(self, near: str) -> None:
-        for name in self.files():
+        names = self.files()
+        self._missing = missing_files(self.root, names)
+        for name in names:
             path = join(self.root, name) if name else self.root
             with _opened(path) as file:
                 columns = _columns_of(path, file, self.settings)
@@ -115,6 +118,7 @@ class ParquetSource(DatasetSource):
 
     def list_images(self, part: int) -> PartListing:
         (path, _, group), columns = self._parts[part], self._found()
+        faults = FaultLog(self.root, self._missing if part == 0 else ())
         wanted = [column for column in (columns.label, columns.path, columns.key) if column]
         with _opened(path, wanted) as file:
             num_rows = file.metadata.row_group(group).num_rows
@@ -124,15 +128,12 @@ class ParquetSource(DatasetSource):
                 table = file.read_row_group(group, columns=wanted)
             except (pa.ArrowException, OSError) as error:
                 reason = f"row group {group} cannot be read ({one_line(error)})"
-                fault = Fault(shard=path, member=None, reason=reason, num_lost=num_rows, kind="not read")
-                return PartListing(
-                    images=_listing([], pa.array([], pa.int64()), []), faults=FaultLog(self.root, [fault])
-                )
+                faults.add(Fault(shard=path, member=None, reason=reason, num_lost=num_rows, kind="not read"))
+                return PartListing(images=_listing([], pa.array([], pa.int64()), []), faults=faults)
         fields = {column: _text(path, column, _field(table, column)) for column in wanted}
         labels = _decoded(fields[columns.label])
         is_valid = _valid(labels)
         rows = pc.indices_nonzero(is_valid).to_pylist()
-        faults = FaultLog(self.root)
         for row in pc.indices_nonzero(pc.invert(is_valid)).to_pylist():
             reason = f"label {labels[row].as_py()} is not a number from 0 to {MAX_LABEL}"
             faults.add(Fault(shard=path, member=_member(group, row), reason=reason, kind="label"))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from pyarrow import fs as pafs
 
 from rayface.data.directory import refuse_unfinished
 from rayface.data.manifest import UNFINISHED
+from rayface.data.shards.samples import Fault
 from rayface.data.sources.image_file import printable
 from rayface.storage import DataError, exists, is_local, join, locate, one_line, retried
+from rayface.values import counted
+
+_SERIES = re.compile(r"(.*)-\d{5}-of-(\d{5})(?!\d)")
 
 
 def find_files(root: str) -> list[str]:
@@ -36,6 +42,22 @@ def find_files(root: str) -> list[str]:
     if other := next((name for name in names if printable(name) != name), None):
         raise DataError(f"{root}: {printable(other)}: the name of a file must be UTF-8: rename it")
     return names
+
+
+def missing_files(root: str, names: Sequence[str]) -> list[Fault]:
+    """Return a fault for each series of files, named train-00000-of-00005, of which some are missing."""
+    series = Counter((found[1], int(found[2])) for name in names if (found := _SERIES.match(name)))
+    return [
+        Fault(
+            shard=join(root, f"{prefix}-*-of-{count:05d}"),
+            member=None,
+            reason=f"{count - present} of {counted(count, 'file')} are missing: download them",
+            num_lost=count - present,
+            kind="not read",
+        )
+        for (prefix, count), present in series.items()
+        if present < count
+    ]
 
 
 def _remote_files(root: str, filesystem: pafs.FileSystem, inside: str) -> Iterator[str]:

@@ -59,6 +59,17 @@ def test_parquet_of_hugging_face_takes_bytes_path_and_class_names(tmp_path: Path
     assert (dataset.identities, dataset.faults, dataset.about.image_size) == (("n0", "n2", "n5"), (), (16, 16))
 
 
+def test_parquet_files_of_a_series_that_are_missing_are_named_and_counted(tmp_path: Path) -> None:
+    columns = {"image": JPEG, "label": LABELS}
+    for name in ("data/train-00000-of-00003", "data/train-00002-of-00003-0123ab", "test-00001-of-00001"):
+        write(tmp_path / "in" / f"{name}.parquet", columns)
+    (fault,) = convert(ParquetSource(tmp_path / "in"), tmp_path / "out").faults
+    assert str(fault) == f"{tmp_path}/in/data/train-*-of-00003: 1 of 3 files are missing: download them"
+    assert (fault.kind, fault.num_lost) == ("not read", 1)
+    one = convert(ParquetSource(tmp_path / "in" / "data" / "train-00000-of-00003.parquet"), tmp_path / "one")
+    assert one.faults == ()  # it was asked for
+
+
 @pytest.mark.parametrize(
     ("names", "why"),
     [(["ann", "bob", "cy"], "3 names, but a label 5"), (["ann", "bob", "ann", "d", "e", "f"], "names occur twice")],
