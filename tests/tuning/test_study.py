@@ -78,6 +78,42 @@ def test_pruner_of_trials_worse_than_all_before_gives_them_up(tmp_path, pruner):
     assert set(states) <= {"COMPLETE", "PRUNED"}
 
 
+def asked_to_stop(desk, step, values):
+    """Report a value of each trial at a step; return which of the trials have been asked to stop."""
+    for number, value in enumerate(values):
+        desk.report(str(number), step, value)
+    return [RunDirectory(desk.folder / "trials" / f"{number:04d}").stop_requested() for number in range(len(values))]
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband"])
+@pytest.mark.parametrize(("factor", "kept"), [(2, [0, 3, 5, 7]), (4, [0, 7])])
+def test_pruner_keeps_one_in_reduction_factor_trials_and_prunes_none_before_min_steps(tmp_path, pruner, factor, kept):
+    """The k-th trial is kept if it is among the k // factor best so far, or the best."""
+    # As many steps as a trial has: hyperband has one bracket.
+    desk = Desk(tmp_path, trials=8, pruner=pruner, min_steps=100, reduction_factor=factor)
+    for number in range(8):
+        desk.start(str(number))
+    assert not any(asked_to_stop(desk, 99, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]))
+    asked = asked_to_stop(desk, 100, [0.9, 0.5, 0.6, 0.7, 0.3, 0.8, 0.4, 0.85])
+    assert [number for number in range(8) if not asked[number]] == kept
+
+
+def test_median_pruner_compares_with_four_complete_trials_from_min_steps_on(tmp_path):
+    desk = Desk(tmp_path, trials=6, pruner="median", min_steps=30)
+    for number in range(6):
+        desk.start(str(number))
+    for step in (29, 30):
+        asked_to_stop(desk, step, [0.5] * 4)
+    for number in range(3):
+        desk.complete(str(number), 0.5)
+    desk.report("4", 30, 0.1)
+    desk.complete("3", 0.5)
+    for step in (29, 30):
+        assert not any(RunDirectory(tmp_path / "trials" / f"{number:04d}").stop_requested() for number in (4, 5))
+        desk.report("5", step, 0.1)
+    assert RunDirectory(tmp_path / "trials" / "0005").stop_requested()
+
+
 PLANE = {f"optim.{name}": Parameter(low=0.0, high=1.0) for name in ("lr", "momentum")}
 
 
