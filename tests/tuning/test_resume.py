@@ -207,6 +207,27 @@ def test_resume_repeated_with_credentials_in_an_override_takes_them(tmp_path, mo
         resume_sweep(file, ["data.train=s3://me:pl4nted@other/faces"], None)
 
 
+def test_resume_takes_credentials_from_the_file_as_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, folder = tmp_path / "try.yaml", tmp_path / "sweeps" / "try-001"
+    folder.mkdir(parents=True)
+
+    def write(place):
+        file.write_text(TEXT.replace("config: {", f"config: {{data.train: 's3://{place}/faces', "))
+
+    write("me:pl4nted@bucket")
+    resolved = specs.load(file, [])
+    remember(folder, file, [], None, resolved)
+    specs.dump(*resolved, folder / SPEC)
+    assert all("pl4nted" not in path.read_text() for path in folder.iterdir())
+    for place in ("me:pl4nted@bucket", "me:n3w@bucket"):
+        write(place)
+        assert resume_sweep(file, [], None)[1].data.train == (f"s3://{place}/faces",)
+    write("me:n3w@other")
+    with pytest.raises(ValueError, match=r"data\.train .*: must not change on a resume"):
+        resume_sweep(file, [], None)
+
+
 def test_find_sweep_of_a_file_with_malformed_settings_finds_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for settings in ("3", "[a]", "{output: [a]}"):

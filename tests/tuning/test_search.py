@@ -24,6 +24,7 @@ def test_trials_that_fail_end_with_a_reason_and_the_search_goes_on(tmp_path):
     desk.search.on_trial_complete("d", {"state": "PRUNED"})  # nobody asked it to stop
     assert desk.states() == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
     reasons = [trial.user_attrs.get("reason", "") for trial in desk.ended]
+    assert desk.ended[0].user_attrs == {"run": str(tmp_path / "trials" / "0000"), "seconds": 1.0}
     assert reasons[1:3] == [
         "TrainingStoppedError: the loss is nan",
         "its process was killed more than train.max_failures times",
@@ -177,6 +178,7 @@ def test_stop_of_a_search_whose_trials_change_meanwhile_asks_all_to_stop(tmp_pat
 
 def test_search_after_the_time_budget_starts_no_trial(tmp_path):
     assert Desk(tmp_path, trials=3, time_budget=1e-9).start("a") == Searcher.FINISHED
+    assert isinstance(Desk(tmp_path, trials=3, time_budget=3600).start("a"), dict)
 
 
 def test_grid_search_over_a_crash_suggests_every_point_once(tmp_path):
