@@ -203,6 +203,7 @@ def test_resume_repeated_with_credentials_in_an_override_takes_them(tmp_path, mo
     for given in (file, folder / SPEC):
         base = resume_sweep(given, overrides, None)[1]
         assert (base.data.train, base.cluster.address) == (("s3://me:pl4nted@bucket/faces",), "c:1")
+        assert resume_sweep(given, overrides[:2], None)[1].cluster.address is None
     with pytest.raises(ValueError, match=r"data\.train: must not change on a resume"):
         resume_sweep(file, ["data.train=s3://me:pl4nted@other/faces"], None)
 
@@ -237,7 +238,9 @@ def test_find_sweep_of_a_file_with_malformed_settings_finds_none(tmp_path, monke
 
 def test_find_sweep_finds_the_newest_of_the_file_or_none(sweep, tmp_path):
     assert find_sweep(tmp_path / "try.yaml", []) == tmp_path / "sweeps" / "try-001"
-    assert find_sweep(tmp_path / "try.yaml", [f"sweep.output={tmp_path / 'other'}"]) is None
+    other, own = f"sweep.output={tmp_path / 'other'}", f"sweep.output={tmp_path / 'sweeps' / 'try-001'}"
+    assert find_sweep(tmp_path / "try.yaml", [other]) is None
+    assert find_sweep(tmp_path / "try.yaml", [other, own]) == tmp_path / "sweeps" / "try-001"
     (tmp_path / "new.yaml").write_text(TEXT)
     assert find_sweep(tmp_path / "new.yaml", []) is None
 
