@@ -12,7 +12,8 @@ from rayface.tuning.study import best_trials
 from tests.tuning.search_desk import NAMES, SEARCH, Desk
 
 
-def test_trials_that_fail_end_with_a_reason_and_the_search_goes_on(tmp_path):
+def test_trials_that_fail_end_with_a_reason_and_the_search_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunDirectory, "seconds", lambda self: 7.0)
     desk = Desk(tmp_path, trials=4)
     for name in "abcd":
         job = desk.start(name)
@@ -25,6 +26,7 @@ def test_trials_that_fail_end_with_a_reason_and_the_search_goes_on(tmp_path):
     assert desk.states() == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
     reasons = [trial.user_attrs.get("reason", "") for trial in desk.ended]
     assert desk.ended[0].user_attrs == {"run": str(tmp_path / "trials" / "0000"), "seconds": 1.0}
+    assert [trial.user_attrs["seconds"] for trial in desk.ended[1:]] == [7.0] * 3
     assert reasons[1:3] == [
         "TrainingStoppedError: the loss is nan",
         "its process was killed more than train.max_failures times",
@@ -141,6 +143,13 @@ def test_trials_stopped_with_the_sweep_are_left_to_resume(tmp_path):
     desk.search.on_trial_complete("a", {"state": "PRUNED"})
     assert desk.states() == ["RUNNING"]
     assert desk.ended == []
+
+
+def test_stop_of_a_search_leaves_a_trial_that_has_not_begun_alone(tmp_path):
+    desk = Desk(tmp_path, trials=3)
+    desk.search.suggest("a")
+    desk.search.stop()
+    assert not (tmp_path / "trials").exists()
 
 
 def test_trial_that_completes_after_the_stop_of_the_sweep_counts_and_one_that_fails_is_left(tmp_path):
