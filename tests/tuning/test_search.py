@@ -9,6 +9,7 @@ from ray.tune.search import Searcher
 from rayface.training.run_directory import RunDirectory
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.study import best_trials
+from rayface.tuning.sweep_directory import SweepDirectory
 from tests.tuning.search_desk import NAMES, SEARCH, Desk
 
 
@@ -143,6 +144,32 @@ def test_trials_stopped_with_the_sweep_are_left_to_resume(tmp_path):
     desk.search.on_trial_complete("a", {"state": "PRUNED"})
     assert desk.states() == ["RUNNING"]
     assert desk.ended == []
+
+
+def test_study_is_stored_before_a_trial_begins_and_after_each_of_its_results(tmp_path, monkeypatch):
+    """From another machine a resume would draw other values under the number of a trial that has begun."""
+    desk, stored = Desk(tmp_path, trials=2, pruner="median"), []
+
+    def store(self, *, required=True):
+        (trial,) = desk.study.get_trials()
+        stored.append((required, trial.state.name, list(trial.params), list(trial.intermediate_values)))
+
+    monkeypatch.setattr(SweepDirectory, "store_study", store)
+    desk.start("a")
+    for step in (1, 1):
+        desk.report("a", step, 0.5)
+    desk.complete("a", 0.5)
+    keys = list(SEARCH)
+    assert stored == [(True, "RUNNING", keys, []), (False, "RUNNING", keys, [1]), (False, "COMPLETE", keys, [1])]
+
+
+def test_search_whose_directory_another_driver_took_over_stops_its_trials_and_starts_none(tmp_path, monkeypatch):
+    desk = Desk(tmp_path, trials=3)
+    desk.start("a")
+    monkeypatch.setattr(SweepDirectory, "is_lost", lambda self: True)
+    assert desk.start("b") == Searcher.FINISHED
+    assert RunDirectory(tmp_path / "trials" / "0000").stop_requested()
+    assert desk.states() == ["RUNNING"]
 
 
 def test_stop_of_a_search_leaves_a_trial_that_has_not_begun_alone(tmp_path):
