@@ -83,16 +83,23 @@ def exclusive_job_folder(
             delete_unfinished(root, beside)  # of workers that were killed while others went on
 
 
-def _difference(name: str, before: Mapping[str, object], job: Mapping[str, object]) -> str:
+def _difference(name: str, before: Mapping[str, object], job: Mapping[str, object], group: str = "") -> str:
     """Return how a value of two jobs differs, and the remedy where one of them lacks it.
 
     Values that are not set are left out of many jobs, so one that a version of rayface does not know is a difference.
+
+    Args:
+        group: names of the groups that `name` is in, each with its dot.
     """
+    old, new = before.get(name), job.get(name)
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and (inner := changed_name(old, new)):
+        return _difference(inner, old, new, f"{group}{name}.")
+    what = f"{group}{name}"
     if name not in job:
-        return f"with {name} {before[name]}, which this job lacks: set it, go on with the version that started it, or "
+        return f"with {what} {old}, which this job lacks: set it, go on with the version that started it, or "
     if name not in before:
-        return f"without {name}, this job has {job[name]}: unset it, go on with the version that started it, or "
-    return f"with {name} {before[name]}, this job has {job[name]}: "
+        return f"without {what}, this job has {new}: unset it, go on with the version that started it, or "
+    return f"with {what} {old}, this job has {new}: "
 
 
 def _stored_job(root: str, job_file: str, key: str) -> dict[str, object]:

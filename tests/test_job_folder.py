@@ -47,6 +47,14 @@ def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path
         own(tmp_path, {**JOB, "size": 9})
 
 
+def test_job_folder_of_a_job_that_differs_inside_a_group_is_refused_with_the_setting(tmp_path):
+    own(tmp_path, {**JOB, "clean": {"outliers": 0.2, "merge": True}})
+    with pytest.raises(DataError, match=r"was started with clean\.merge True, this job has False: choose another"):
+        own(tmp_path, {**JOB, "clean": {"outliers": 0.2, "merge": False}})
+    with pytest.raises(DataError, match=r"was started with clean\.merge True, which this job lacks: set it"):
+        own(tmp_path, {**JOB, "clean": {"outliers": 0.2}})
+
+
 def test_job_folder_of_a_job_with_one_setting_more_is_refused(tmp_path):
     own(tmp_path / "out", {**JOB, "merge": True})
     remedy = r"go on with the version that started it, or choose another directory$"

@@ -23,6 +23,12 @@ class VerbGroup(TyperGroup):
             for verb in verbs:
                 self.commands[verb].rich_help_panel = panel  # type: ignore[attr-defined]
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the verb that the arguments name, with a hint for the one that other tools have."""
+        if args[0] == "clean":
+            ctx.fail("Cleaning is a part of prune: rayface prune --keep 1 --outliers T --drop outliers; see --help.")
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: object) -> list[str]:
         """Return the names of the verbs."""
         return [verb for verbs in VERBS.values() for verb in verbs]

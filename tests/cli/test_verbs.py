@@ -7,6 +7,7 @@ import typer
 
 from rayface.cli.command_line import app
 from rayface.cli.verbs import VERBS
+from tests.cli.conftest import Call
 
 
 def test_help_lists_each_verb_once_in_the_order_of_the_road() -> None:
@@ -21,6 +22,12 @@ def test_every_verb_is_in_the_panel_of_its_part_of_the_road() -> None:
     commands = typer.main.get_command(app).commands
     panels = {verb: panel for panel, verbs in VERBS.items() for verb in verbs}
     assert {verb: command.rich_help_panel for verb, command in commands.items()} == panels
+
+
+def test_clean_is_answered_with_the_verb_that_cleans(call: Call) -> None:
+    code, out, err = call("clean", "--merge")
+    assert (code, out) == (2, "")
+    assert err.startswith("Cleaning is a part of prune: rayface prune --keep 1")
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
