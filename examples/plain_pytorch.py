@@ -39,7 +39,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    images, labels = load(options.directories, 56)
+    try:
+        images, labels = load(options.directories, 56)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.steps < 1 or options.batch_size < 2:
+        parser.error("--steps must be at least 1, --batch-size at least 2")
     num_classes = int(labels.max()) + 1
     net = build_backbone("mini", embedding_size=256, image_size=56, dropout=0.4).to(memory_format=torch.channels_last)
     centers = torch.nn.Parameter(torch.randn(num_classes, 256) * 0.01)
