@@ -59,12 +59,13 @@ def of_dataset(folder: AnyPath) -> str | None:
     if found is None:
         return None
     with _unless_missing(folder):
-        shards = json.loads((folder / "dataset.json").read_text()).get("shards", [])
+        try:
+            shards = json.loads((folder / "dataset.json").read_text()).get("shards", [])
+            sizes = {shard["path"]: shard["num_bytes"] for shard in shards}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return found  # a corrupt manifest is a changed output, not an incomplete one
         listed = folder.files() if isinstance(folder, RemotePath) else {}
-        if all(
-            (listed.get(shard["path"]) or (folder / shard["path"]).stat()).st_size == shard["num_bytes"]
-            for shard in shards
-        ):
+        if all((listed.get(name) or (folder / name).stat()).st_size == size for name, size in sizes.items()):
             return found
     return None
 

@@ -66,3 +66,13 @@ def test_fingerprint_of_a_dataset_whose_shards_are_gone_is_none(tmp_path: Path) 
     assert mark(copy) is None
     shard.unlink()
     assert mark(copy) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"shards": [{}]}'])
+def test_fingerprint_of_a_dataset_with_a_corrupt_manifest_is_another_one(tmp_path: Path, text: str) -> None:
+    data = small_dataset(tmp_path)
+    whole = STAGES["synth"].fingerprint(data)
+    (data / "dataset.json").write_text(text)
+    found = STAGES["synth"].fingerprint(data)
+    assert found is not None
+    assert found != whole
