@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="recipes (default: all), and config keys KEY=VALUE of every stage")
     parser.add_argument("--faces", type=Path, help="folder of the real faces")
     parser.add_argument("--out", type=Path, help="folder of the runs on real faces")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs on real faces")
     parser.add_argument("--missing", action="store_true", help="leave out what the recipes' files have recorded")
     parser.add_argument("--record", action="store_true", help="write the results into the recipes' files")
     parser.add_argument("--list", action="store_true", help="print the recipes and their tables so far; run nothing")

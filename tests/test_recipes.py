@@ -1,5 +1,6 @@
 """The files of recipes/ and their runner."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "adaface.yaml").write_text((recipes.HERE / "adaface.yaml").read_text())
     monkeypatch.setattr(recipes, "HERE", tmp_path)
     return tmp_path
+
+
+def test_page_of_the_folder_lists_every_recipe() -> None:
+    listed = re.findall(r"^\| \[(\w+)\]\(\1\.yaml\)", (recipes.HERE / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == recipes.names()
 
 
 @pytest.mark.parametrize("name", recipes.names())
