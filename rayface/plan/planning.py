@@ -119,10 +119,10 @@ class Plan:
         job, numbers = self.job, self.as_dict()
         # What takes less than 5 µs would be shown as 0.00 ms.
         step = [f"{name.replace('_', ' ')} {1e3 * value:.2f}" for name, value in self.seconds.items() if value >= 5e-6]
+        images = "" if self.counts.num_images is None else f"{self.counts.num_images:,} images, "
         verdict = "no" if self.refusal else "yes"
         rows = {
-            "data": f"{job.num_classes:,} classes{self._holes()}, {_or(self.counts.num_images, ',')} images, "
-            f"{self.counts.source}",
+            "data": f"{job.num_classes:,} classes{self._holes()}, {images}{self.counts.source}",
             "workers": f"{job.num_workers} with {job.images} images each, {'GPU' if job.gpu else 'CPU'}",
             "machine": f"this one, {num_cpus()} CPUs; for GPUs add --gpus N --gpu-memory SIZE" if self.here else "",
             **{name.replace("_", " "): bytes_text(size) for name, size in self.memory.items() if size},
@@ -136,7 +136,7 @@ class Plan:
             "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: {', '.join(step)}",
             "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB sent per worker and step",
             "images/s": f"{self.images_per_second:,.0f}",
-            "time": f"{_duration(numbers['epoch_hours'])} per epoch, {_duration(numbers['run_hours'])} per run",
+            "time": _time(numbers["epoch_hours"], numbers["run_hours"]),
             "measured": self._rates_text(self.measured),
             "assumed": self._rates_text(asdict(self.rates).keys() - self.measured),
         }
@@ -253,16 +253,18 @@ def _rate_text(name: str, value: float) -> str:
 
 
 def _largest(num_classes: int | None) -> str:
-    return "any: nothing grows with C" if (num_classes or 0) >= MOST_CLASSES else _or(num_classes, ",", "")
+    if num_classes is None:
+        return ""
+    return "any: nothing grows with C" if num_classes >= MOST_CLASSES else f"{num_classes:,}"
 
 
-def _duration(hours: float | None) -> str:
-    if hours is None:
-        return "-"
+def _time(epoch_hours: float | None, run_hours: float | None) -> str:
+    if epoch_hours is None or run_hours is None:
+        return "unknown: give --num-images N"
+    return f"{_duration(epoch_hours)} per epoch, {_duration(run_hours)} per run"
+
+
+def _duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
-
-
-def _or(value: float | None, form: str, otherwise: str = "-") -> str:
-    return otherwise if value is None else format(value, form)

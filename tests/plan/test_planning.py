@@ -92,6 +92,15 @@ def test_plan_verb_without_rates_says_what_is_assumed(call):
     assert "assumed gemm 400 TFLOP/s" in text
 
 
+def test_plan_verb_without_a_number_of_images_says_how_to_get_the_time(call):
+    text = " ".join(call("--num-classes=10", *TINY)[1].split())
+    assert "10 classes, as given" in text
+    assert "time unknown: give --num-images N" in text
+    text = " ".join(call("--num-classes=10", "--num-images=50000", *TINY)[1].split())
+    assert "10 classes, 50,000 images, as given" in text
+    assert "per epoch, " in text
+
+
 def test_plan_verb_with_measured_rates_uses_them(call, tmp_path):
     file = tmp_path / "rates.json"
     file.write_text(json.dumps({"workers": 2, "fp32_tflops": 0.25, "memory_bandwidth": 30}))
