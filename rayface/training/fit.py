@@ -58,9 +58,9 @@ def fit(run: RunDirectory, valid: ValidRun, *, held_cpus: float) -> None:
     except ray.train.TrainingFailedError as error:
         raise cause_of(error, run) from error
     except KeyboardInterrupt as error:
-        raise _interrupted(run, error) from error
+        raise interrupted(run, error) from error
     if not run.has_outcome():  # a sweep requested the stop
-        raise _interrupted(run, KeyboardInterrupt())
+        raise interrupted(run, KeyboardInterrupt())
 
 
 def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cpus: float) -> Trainer:
@@ -105,7 +105,8 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
     )
 
 
-def _interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterruptedError:
+def interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterruptedError:
+    """Return the error to show for an interrupt of a run that has begun; it says how to resume the run."""
     saved = all_in(run.path)
     where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
     again = resume_command("train", "--resume", f"train.output={run}")

@@ -143,7 +143,7 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
         output=str(run),
         name=run.title,
     )
-    with run.delivering(), run.session() as seconds, tracked as job:
+    with run.delivering(), run.session() as seconds, tracked as job, _resumable(run):
         job.journal.artifact(run.config_file)
         _log_dataset(job.journal, valid.dataset)
         job.journal.tags({"run_directory": str(run)})
@@ -160,6 +160,17 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
             job.journal.artifact(path, folder)
         job.journal.model(run.model_folder())
     return replace(result, **job.result().as_dict())
+
+
+@contextmanager
+def _resumable(run: RunDirectory) -> Iterator[None]:
+    """Say how to resume the run after an interrupt before or after its training, as `fit` does during it."""
+    from rayface.training.fit import interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise interrupted(run, error) from error
 
 
 def _untrained(valid: ValidRun) -> RunHistory:

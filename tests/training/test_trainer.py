@@ -9,9 +9,11 @@ import pytest
 
 from rayface import config as configs
 from rayface.data.synth import synthesize
+from rayface.interrupts import Terminated
 from rayface.tracking.journal import read_records
 from rayface.training import fit, resources, trainer
 from rayface.training.recovery import placement_groups
+from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RunDirectory
 from rayface.training.validate import ValidRun, open_run
 from tests.training.small_run import config_of
@@ -119,3 +121,19 @@ def test_train_of_a_new_run_writes_config_faults_and_journal_before_its_workers_
     assert float(params["optim.momentum"]) == 0
     tags = next(record["values"] for record in records if record["kind"] == "tags")
     assert tags["run_directory"] == str(run)
+
+
+@pytest.mark.parametrize("place", ["fit.fit", "trainer.write_results"])
+def test_train_terminated_before_or_after_its_workers_train_names_the_command_to_resume(
+    tmp_path: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def terminate(*args: object, **options: object) -> None:
+        raise Terminated
+
+    monkeypatch.setattr(fit, "fit", lambda *args, **options: None)
+    monkeypatch.setattr(f"rayface.training.{place}", terminate)
+    synthesize(tmp_path / "faces", identities=6, images_per_identity=4, image_size=32)
+    options = ["train.batch_size=4", f"train.output={tmp_path / 'run'}", "tracking.enabled=false"]
+    with pytest.raises(TrainingInterruptedError, match=r"resume with: .* --resume train\.output=.*run") as error:
+        trainer.train(config_of(f"data.train={tmp_path / 'faces'}", *options))
+    assert error.value.exit_code == 143
