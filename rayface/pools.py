@@ -1,9 +1,9 @@
-"""Pools of processes and threads that end at once on an interrupt, and that never outlive their parent process."""
+"""Pools of processes and threads that end at once on an interrupt and with their parent, and background threads."""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
@@ -22,6 +22,25 @@ def thread_pool(workers: int) -> Iterator[Executor]:
     """Provide a pool of threads; if the context ends by an error, queued work is cancelled."""
     with _ending_early(ThreadPoolExecutor(workers)) as pool:
         yield pool
+
+
+@contextmanager
+def background_thread(
+    function: Callable[[threading.Event], object], name: str, *, wait: float | None
+) -> Iterator[None]:
+    """Run a function in a thread during the context, at whose end the event that it gets is set.
+
+    Args:
+        wait: maximum seconds to wait for the function then; None: until it returns.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=function, args=(ended,), daemon=True, name=name)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(wait)
 
 
 @contextmanager

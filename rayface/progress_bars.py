@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from rayface.display import new_console, safe
+from rayface.pools import background_thread
 from rayface.progress import Bar
 from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WARNINGS, RECOVERY, read_records
 
@@ -108,16 +110,9 @@ def follow_training(run: Path, journal: Path, total_steps: int) -> Iterator[None
     """Follow a run's journal on stderr: images/s, loss, learning rate, accuracy, remaining time."""
     console = new_console(stderr=True)
     console.print(f"run directory {run}")
-    follower = _Follower(journal)
     show = _show_bar if console.is_terminal else _show_lines
-    done = threading.Event()
-    thread = threading.Thread(target=show, args=(console, follower, total_steps, done), daemon=True)
-    thread.start()
-    try:
+    with background_thread(partial(show, console, _Follower(journal), total_steps), "progress", wait=5):
         yield
-    finally:
-        done.set()
-        thread.join(timeout=5)
 
 
 class _Follower:

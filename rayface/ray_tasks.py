@@ -19,6 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayface.pools import background_thread
 from rayface.progress import Phase, phase
 from rayface.ray_errors import in_one_line
 from rayface.storage import DataError, StorageError
@@ -213,9 +214,8 @@ def _shown(counter: Any, current: Phase) -> Iterator[None]:
     if counter is None:
         yield
         return
-    ended = threading.Event()
 
-    def follow() -> None:
+    def follow(ended: threading.Event) -> None:
         shown = 0
         with suppress(ray.exceptions.RayError):  # the counter's node is gone: the job continues without it
             while not ended.wait(_COUNT_SECONDS):
@@ -223,13 +223,10 @@ def _shown(counter: Any, current: Phase) -> Iterator[None]:
                 current.advance_rows(rows - shown)
                 shown = rows
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
     try:
-        yield
+        with background_thread(follow, "rows", wait=5):
+            yield
     finally:
-        ended.set()
-        thread.join(timeout=5)
         with suppress(ray.exceptions.RayError):
             ray.kill(counter)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rayface.pools import thread_pool
+from rayface.pools import background_thread, thread_pool
 
 SCRIPT = """
 import os, time
@@ -41,6 +41,19 @@ def test_thread_pool_after_an_error_ends_without_the_work_that_waits():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert len(done) < 1000
+
+
+def test_background_thread_ends_with_its_context_also_by_an_error():
+    ended = []
+
+    def wait(done: threading.Event) -> None:
+        ended.append(done.wait(60))
+
+    with background_thread(wait, "waits", wait=None):
+        assert ended == []
+    with pytest.raises(ValueError, match="of the context"), background_thread(wait, "waits", wait=None):
+        raise ValueError("of the context")
+    assert ended == [True, True]
 
 
 def test_process_pool_whose_parent_is_killed_ends(tmp_path):

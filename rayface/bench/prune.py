@@ -19,6 +19,7 @@ from rayface.config import Config
 from rayface.curate.identities import check_keep
 from rayface.curate.prune.core_set import prune
 from rayface.embedding.part_file import write_part
+from rayface.pools import background_thread
 from rayface.session import ray_session
 
 CORES = 64
@@ -185,21 +186,15 @@ def _peaks() -> Iterator[dict[str, int]]:
     own = os.getpid()
     before = {pid: peak_bytes(pid, reset=True) for pid in (own, *ray_workers(own))}
     seen: dict[int, int] = {}
-    done = threading.Event()
 
-    def look() -> None:
+    def look(done: threading.Event) -> None:
         while not done.wait(_LOOK_SECONDS):
             seen.update({pid: peak_bytes(pid) for pid in ray_workers(own)})
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with background_thread(look, "memory", wait=None):
         yield found
-    finally:
-        done.set()
-        thread.join()
-        if seen:
-            # At least 0: memory that was free before is reused, and a worker may have started with more loaded.
-            found["driver_bytes"] = max(0, peak_bytes(own) - before.pop(own))
-            loaded = max(before.values(), default=0)  # memory with which a later worker starts
-            found["task_bytes"] = max(0, *(peak - before.get(pid, loaded) for pid, peak in seen.items()))
+    if seen:
+        # At least 0: memory that was free before is reused, and a worker may have started with more loaded.
+        found["driver_bytes"] = max(0, peak_bytes(own) - before.pop(own))
+        loaded = max(before.values(), default=0)  # memory with which a later worker starts
+        found["task_bytes"] = max(0, *(peak - before.get(pid, loaded) for pid, peak in seen.items()))

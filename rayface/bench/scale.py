@@ -19,6 +19,7 @@ from rayface.data.streaming.batches import train_batches
 from rayface.data.streaming.dealer import Dealt, deal
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import share
+from rayface.pools import background_thread
 from rayface.session import ray_session
 
 _IMAGE_SIZE = 32
@@ -195,9 +196,8 @@ _KINDS = {"ray::_Rank": "rank", "ray::MapBatches": "reader", "ray::Dealer": "dea
 def _largest() -> Iterator[dict[str, int]]:
     """Track the maximum private memory of this process and its Ray processes, by kind; Linux only."""
     found = dict.fromkeys(("driver", *_KINDS.values()), 0)
-    done = threading.Event()
 
-    def look() -> None:
+    def look(done: threading.Event) -> None:
         while not done.wait(_LOOK_SECONDS):
             found["driver"] = max(found["driver"], private_bytes(os.getpid()))
             for process in process_tree(os.getpid()):
@@ -205,10 +205,5 @@ def _largest() -> Iterator[dict[str, int]]:
                     if process.name.startswith(prefix):
                         found[kind] = max(found[kind], private_bytes(process.pid))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with background_thread(look, "memory", wait=None):
         yield found
-    finally:
-        done.set()
-        thread.join()

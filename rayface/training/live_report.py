@@ -6,7 +6,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from rayface.pools import background_thread
 from rayface.tracking.journal import JournalTail
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_view import MAX_POINTS, RunWatcher, Thinned
@@ -22,14 +24,8 @@ _NEWS = ("eval/", "checkpoint/")
 @contextmanager
 def reported(run: RunDirectory) -> Iterator[None]:
     """Keep the report up to date inside the context, and without reloading after it; short runs get none."""
-    done = threading.Event()
-    thread = threading.Thread(target=_follow, args=(run, done), daemon=True, name="report")
-    thread.start()
-    try:
+    with background_thread(partial(_follow, run), "report", wait=60):
         yield
-    finally:
-        done.set()
-        thread.join(timeout=60)
 
 
 def _follow(run: RunDirectory, done: threading.Event) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 from rayface import config as configs
 from rayface.config import Config
 from rayface.files import write_file
+from rayface.pools import background_thread
 from rayface.progress import Bar, shown_on
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
@@ -118,14 +120,8 @@ class _TrialDisplay:
     def training(self, run: Path, journal: Path, total_steps: int) -> Iterator[None]:
         if self._pruning is not None:
             _log_prune(run, self._pruning)
-        done = threading.Event()
-        thread = threading.Thread(target=_report_evaluations, args=(journal, self._watch, done), daemon=True)
-        thread.start()
-        try:
+        with background_thread(partial(_report_evaluations, journal, self._watch), "evaluations", wait=None):
             yield
-        finally:
-            done.set()
-            thread.join()
 
 
 def _log_prune(run: Path, pruning: _Pruning) -> None:

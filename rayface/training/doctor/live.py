@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from rayface.pools import background_thread
 from rayface.tracking.journal import Journal, JournalTail
 from rayface.training.doctor.history import FIRST_STEPS, RunHistory
 from rayface.training.run_directory import RunDirectory
@@ -25,15 +26,8 @@ def advised(run: RunDirectory, start: RunHistory, journal: Journal) -> Iterator[
         start: the run before its first step.
         journal: of the driver; gets the advice as the tag ADVICE.
     """
-    done = threading.Event()
-    doctor = _Doctor(run, start, journal)
-    thread = threading.Thread(target=doctor.watch, args=(done,), daemon=True, name="doctor")
-    thread.start()
-    try:
+    with background_thread(_Doctor(run, start, journal).watch, "doctor", wait=30):
         yield
-    finally:
-        done.set()
-        thread.join(timeout=30)
 
 
 class _Doctor:
