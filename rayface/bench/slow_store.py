@@ -22,6 +22,7 @@ def slow_store(paths: Sequence[str], latency: float) -> Iterator[list[str]]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(list(paths), latency, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that a process that fails ends the wait for its port
     try:
         port = ours.recv()
         query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
