@@ -1,5 +1,6 @@
 """Converting any source: labels, order, encoding, faults; what is copied and what is refused."""
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -26,7 +27,9 @@ from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Sample
+from rayface.data.shards.samples import Fault, Sample
+from rayface.data.sources.base import DatasetSource
+from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSettings, FolderSource
 from rayface.ray_tasks import _answer
 from rayface.storage import DataError, StorageError
@@ -456,6 +459,73 @@ def test_convert_with_keys_that_a_source_repeats_is_refused(tmp_path: Path, monk
     monkeypatch.setattr(source, "unique_keys", lambda keys: ["k", "k", "j"])
     with pytest.raises(DataError, match="key 'k' occurs twice"):
         convert(source, tmp_path / "out")
+
+
+def test_convert_into_a_store_with_shards_that_it_cannot_hold_is_refused(tmp_path: Path) -> None:
+    settings = ConvertSettings(shard_size=5 * 2**30 + 1)
+    with pytest.raises(ValueError, match=r"^shard_size 5368709121: must be at most 5368709120 \(5 GiB\) on an object"):
+        convert(InMemory([images(1)]), "s3://bucket/out", settings)
+    assert convert(InMemory([images(1)]), tmp_path / "out", settings).num_images == 1
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_convert_closes_its_sources_at_the_end_and_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_empty: bool
+) -> None:
+    closed: list[DatasetSource] = []
+    monkeypatch.setattr(InMemory, "close", lambda source: closed.append(source))
+    source = InMemory([[] if is_empty else images(1)])
+    with pytest.raises(DataError, match="no images") if is_empty else contextlib.nullcontext():
+        convert(source, tmp_path / "out")
+    assert closed == [source]
+
+
+def test_convert_of_sources_of_different_measures_is_refused(tmp_path: Path) -> None:
+    first, second = InMemory([images(1)]), InMemory([images(1, first=1)])
+    first.root, second.root = "/one", "/two"
+    second.measures = ("blur",)  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"^convert.kind: memory, memory: must have the same measures$"):
+        convert([first, second], tmp_path / "out")
+
+
+def test_convert_into_a_folder_in_use_is_refused_before_the_source_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").touch()
+    monkeypatch.setattr(InMemory, "prepare", None)
+    with pytest.raises(DataError, match=r"is not empty \(mine\)"):
+        convert(InMemory([images(1)]), tmp_path)
+
+
+def test_convert_that_fails_keeps_a_folder_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with pytest.raises(DataError, match="no images"):
+            convert(InMemory([[]]), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_convert_with_images_lost_in_the_listing_names_the_first(tmp_path: Path) -> None:
+    lost = Fault(shard="p0", member="torn", reason="truncated", num_lost=3, kind="truncated")
+    source = InMemory([images(7)], faults=FaultLog("memory", [lost]))
+    with pytest.raises(DataError, match=r"0.1: 3 of 10 images cannot be read \(the first: p0: torn: truncated\)"):
+        convert(source, tmp_path / "out", ConvertSettings(max_corrupt_fraction=0.1))
+
+
+def test_convert_with_a_limit_leaves_out_no_identity_behind_it(tmp_path: Path) -> None:
+    dataset = convert(InMemory([images(9)]), tmp_path / "out", ConvertSettings(limit=2))
+    assert (dataset.num_images, dataset.identities, dataset.faults) == (2, ("id0", "id1"), ())
+
+
+def test_convert_whose_shards_have_other_keys_than_were_read_is_refused(tmp_path: Path) -> None:
+    def other_keys(work: Any, parts: Any, name: str, *, rows: int | None = None) -> Any:
+        for result in map_in_threads(work, parts, name, rows=rows):
+            is_shard = name == "write shards"
+            yield dataclasses.replace(result, digest=result.digest ^ 1) if is_shard else result
+
+    with pytest.raises(DataError, match=r"/out: the keys in the shards differ from those that were read: delete it"):
+        convert(InMemory([images(2)]), tmp_path / "out", map_parts=other_keys)  # type: ignore[arg-type]
 
 
 def test_convert_into_an_object_store_writes_what_a_disk_holds(tmp_path: Path, object_store: ObjectStore) -> None:
