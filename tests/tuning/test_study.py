@@ -1,5 +1,6 @@
 """The study of a sweep: samplers, pruners, the best trials, storages that cannot be opened."""
 
+import optuna
 import pytest
 
 from rayface.training.run_directory import RunDirectory
@@ -142,6 +143,36 @@ def test_open_study_in_a_storage_that_cannot_be_opened_raises_one_line(tmp_path)
     with pytest.raises(ValueError, match=r"sweep\.storage: the study cannot be opened") as caught:
         open_study(spec, "test", f"sqlite:///{tmp_path}/missing/study.db", total_steps=1)
     assert "\n" not in str(caught.value)
+
+
+def test_open_study_that_fails_with_the_uri_in_its_error_does_not_show_the_password(monkeypatch):
+    def refuse(uri):
+        raise ConnectionError(f"cannot reach {uri}")
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", refuse)
+    with pytest.raises(ValueError, match=r"ConnectionError: cannot reach postgresql://.*@host/db") as caught:
+        open_study(Spec(search=SEARCH), "test", "postgresql://me:pl4nted@host/db", total_steps=1)
+    assert "pl4nted" not in str(caught.value)
+
+
+def test_open_study_of_an_edited_sweep_replaces_one_without_trials_and_keeps_one_with(tmp_path):
+    lowest = (Objective(metric="loss", mode="min"),)
+    spaces = [{"head.scale": Parameter(choices=choices)} for choices in ((8, 16, 32), (4, 8))]
+    Desk(tmp_path, search=spaces[0], sampler="grid", trials=9)
+    edited = Desk(tmp_path, search=spaces[1], objectives=lowest, sampler="grid", trials=9)
+    assert edited.study.direction.name == "MINIMIZE"
+    assert edited.states() == ["WAITING"] * 2
+    assert edited.start("a")["values"] == {"head.scale": 4}
+    again = Desk(tmp_path, search=spaces[1], objectives=lowest, sampler="grid", trials=9)
+    assert again.states() == ["RUNNING", "WAITING"]
+
+
+def test_sweep_resumed_with_fewer_trials_than_have_started_runs_the_interrupted_ones(tmp_path):
+    desk = Desk(tmp_path, trials=5)
+    for name in "abc":
+        desk.start(name)
+    desk.complete("a", 0.5)
+    assert Desk(tmp_path, trials=1).search.remaining == 2
 
 
 def test_best_trials_without_a_complete_one_are_none(tmp_path):
