@@ -18,6 +18,7 @@ _NUMBERS = {
     "max_abs_error": "differs from PyTorch by",
     "loss": "loss",
 }
+_MAIN_FAR = "1e-04"  # of templates; other protocols may not resolve it
 
 
 @app.command()
@@ -65,4 +66,6 @@ def _in_short(result: Mapping[str, Any]) -> str:
     for key, name in _NUMBERS.items():
         if (value := result.get(key)) is not None:
             return f"{name} {value:{',' if isinstance(value, int) else '.4g'}}"
-    return ""
+    measured = {far: tar for far, tar in result.get("tar_at_far", {}).items() if tar is not None}
+    far = _MAIN_FAR if _MAIN_FAR in measured else next(reversed(measured), None)
+    return "" if far is None else f"TAR {percent(measured[far])} at FAR {far}"

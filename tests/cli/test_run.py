@@ -53,6 +53,9 @@ def test_run_as_a_table_has_a_row_for_each_stage(call: Call, asked: list[dict[st
         ({"num_rows": 1440}, "images embedded 1,440"),
         ({"max_abs_error": 4.8e-07}, "differs from PyTorch by 4.8e-07"),
         ({"loss": None, "images": 7}, "images 7"),
+        ({"tar_at_far": {"1e-03": 0.5, "1e-04": 0.25, "1e-05": 0.1}}, "TAR 25.00% at FAR 1e-04"),
+        ({"tar_at_far": {"1e-01": 0.5, "1e-02": 0.25, "1e-03": None}}, "TAR 25.00% at FAR 1e-02"),
+        ({"tar_at_far": {"1e-03": None}}, ""),
         ({"other": 1}, ""),
     ],
 )
