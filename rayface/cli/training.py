@@ -45,7 +45,10 @@ GpuMemory = Annotated[
     ),
 ]
 Efficiency = Annotated[float | None, typer.Option(help="Fraction of the products' rate that the backbone reaches.")]
-Recompute = Annotated[bool, flag_option("--recompute", help="Recompute activations of blocks in the backward pass.")]
+Recompute = Annotated[
+    bool,
+    flag_option("--recompute", help="Plan for backbone.checkpointing=true: the backward pass recomputes activations."),
+]
 NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes, if there is no dataset yet.")]
 NumImages = Annotated[int | None, typer.Option(min=1, help="Number of images of an epoch, if there is no dataset yet.")]
 Published = Annotated[
