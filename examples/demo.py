@@ -5,6 +5,8 @@ Run by `make demo`. Downloads nothing and uses no photographs.
 
 import itertools
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ console = Console(stderr=True)
 
 def rayface(*arguments: str) -> dict[str, object]:
     """Run a verb of the command line, with progress on the terminal, and return its result."""
-    console.rule(f"rayface {' '.join(arguments)}", align="left", style="dim")
+    console.print(f"\n$ rayface {shlex.join(arguments)}", style="bold", soft_wrap=True, markup=False)
     done = subprocess.run(
         [sys.executable, "-m", "rayface.cli", *arguments, "--json"], stdout=subprocess.PIPE, check=False
     )
@@ -58,7 +60,7 @@ def main() -> None:
         "train",
         "--preset=mini",
         "-c",
-        str(Path(__file__).with_name("demo.yaml")),
+        os.path.relpath(Path(__file__).with_name("demo.yaml")),
         f"data.train={train_set}",
         f"evaluate.pairs={test_set / 'pairs.csv'}",
         f"evaluate.data={test_set}",

@@ -26,7 +26,7 @@ sweep = {
     },
     "search": {"optim.lr": {"low": 0.01, "high": 0.3, "log": True}, "head.sample_rate": [0.3, 1.0]},
     "objectives": [{"metric": "accuracy_mean", "mode": "max"}],
-    "sweep": {"trials": 2, "sampler": "random", "output": "sweeps/example"},
+    "sweep": {"trials": 2, "sampler": "random", "seed": 1, "output": "sweeps/example"},
 }
 Path("example_sweep.yaml").write_text(yaml.safe_dump(sweep))
 trials = tune(Path("example_sweep.yaml"), resume="auto").to_pandas()
