@@ -125,6 +125,7 @@ def test_convert_from_a_folder_writes_an_image_and_a_label_each(call, tmp_path):
         (["bench", "train", "-b", "r19"], "did you mean 'r18'"),
         (["sync", "/nowhere"], "/nowhere"),
         (["run", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
+        (["benchmark", "make"], "Missing argument 'DATASET'. See rayface benchmark make --help."),
         (["nosuchverb"], "nosuchverb"),
     ],
 )

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,10 +84,18 @@ def _meant_key(error: BaseException) -> str:
     return f": config keys are given without dashes: {' or '.join(f'{key}=VALUE' for key in keys)}" if keys else ""
 
 
+def _help_of(error: BaseException) -> str:
+    """Return where to read about an argument that is missing."""
+    context: Any = getattr(error, "ctx", None)
+    if type(error).__name__ != "MissingParameter" or context is None:
+        return ""
+    return f" See {context.command_path} --help."
+
+
 def _said_of(error: BaseException, *, debug: bool) -> tuple[int, str]:
     """Return the exit code and the message of an error."""
     if isinstance(error, USAGE_ERROR):
-        return 2, " ".join(error.format_message().split()) + _meant_key(error)
+        return 2, " ".join(error.format_message().split()) + _meant_key(error) + _help_of(error)
     if isinstance(error, BrokenPipeError):
         # The reader of stdout has closed it; the flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
