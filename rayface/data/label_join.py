@@ -104,8 +104,9 @@ def _ambiguous(parts: Sequence[Labelled], shared: int) -> DataError:
     lack = "only numbers for" if unnamed.identities else "no"
     names = f", {_NAMES}" if all(part.identities for part in parts) else ""
     return DataError(
-        f"data: {shared} labels are in more than one of {', '.join(part.name for part in parts)}, and {unnamed.name} "
-        f"has {lack} identity names that could tell who is the same person: {_LABELS}{names}, {_SEPARATE}"
+        f"data.join: is not set, and {shared} labels are in more than one of "
+        f"{', '.join(part.name for part in parts)}, and {unnamed.name} has {lack} identity names "
+        f"that could tell who is the same person: {_LABELS}{names}, {_SEPARATE}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from rayface.storage.servers import remember_server
 
 DISK_RULE = "must be a path on a disk that all nodes share, not a URI: mount the storage"
 _JOB_DIRECTORIES = "/runtime_resources/working_dir_files/"
+_ONE_SLASH = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?|file):/(?!/)")
 REQUESTS = 64  # maximum concurrent requests of a process to an object store
 
 
@@ -60,8 +62,15 @@ def locate(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def normalise(path: str | Path) -> str:
-    """Return an absolute local path, or the URI unchanged (file:// becomes a plain path)."""
+    """Return an absolute local path, or the URI unchanged (file:// becomes a plain path).
+
+    Raises:
+        DataError: a URI with one slash, which would become a local folder.
+    """
     text = os.fspath(path)
+    if _ONE_SLASH.match(text):
+        scheme, _, rest = text.partition(":/")
+        raise DataError(f"{text}: is no URI: write {scheme}://{rest}")
     if text.startswith("file://"):
         return locate(text)[1]
     if "://" in text:

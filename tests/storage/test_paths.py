@@ -48,6 +48,13 @@ def test_join_of_an_absolute_name_returns_it(name: str) -> None:
     assert join("s3://b/set?region=x", name) == name
 
 
+@pytest.mark.parametrize("path", ["s3:/bucket/set", Path("gs://bucket/set"), "file:/disk/set"])
+def test_normalise_of_a_uri_with_one_slash_is_refused_with_the_uri(path: str | Path) -> None:
+    scheme, _, rest = str(path).partition(":/")
+    with pytest.raises(DataError, match=f"^{path}: is no URI: write {scheme}://{rest}$"):
+        normalise(path)
+
+
 def test_normalise_of_a_local_path_is_absolute_and_a_uri_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert normalise("set") == str(tmp_path / "set")

@@ -234,7 +234,9 @@ def check_learning(of: Examination) -> Check:
         return Check(name="loss", value="-", expected="-", key="data.train", verdict="unknown")
     start = "-" if first is None else f"{first:.2f}"
     now = (
-        f"{loss:.2f} at step {of.run.judged_step:,}" if loss is not None else f"too early before {of.run.judged_step:,}"
+        f"{loss:.2f} at step {of.run.judged_step:,}"
+        if loss is not None
+        else f"too early before step {of.run.judged_step:,}"
     )
     return Check(
         name="loss",
