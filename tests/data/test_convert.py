@@ -518,6 +518,20 @@ def test_convert_with_a_limit_leaves_out_no_identity_behind_it(tmp_path: Path) -
     assert (dataset.num_images, dataset.identities, dataset.faults) == (2, ("id0", "id1"), ())
 
 
+@pytest.mark.parametrize(("join", "identities"), [("labels", ("0", "2")), ("separate", None)])
+def test_convert_of_joined_labels_of_which_one_is_left_out_keeps_them_as_names(
+    tmp_path: Path, join: Literal["labels", "separate"], identities: tuple[str, ...] | None
+) -> None:
+    sources = [
+        InMemory([[(f"k{label}-{n}", label, images(1)[0][2]) for n, label in enumerate(labels)]])
+        for labels in ([0, 0, 1], [2, 2])
+    ]
+    sources[0].root, sources[1].root = "/one", "/two"
+    settings = ConvertSettings(join=join, min_images=2, layout="by_identity")
+    dataset = convert(sources, tmp_path / "out", settings)
+    assert (dataset.identities, dataset.index.label.tolist()) == (identities, [0, 0, 1, 1])
+
+
 def test_convert_whose_shards_have_other_keys_than_were_read_is_refused(tmp_path: Path) -> None:
     def other_keys(work: Any, parts: Any, name: str, *, rows: int | None = None) -> Any:
         for result in map_in_threads(work, parts, name, rows=rows):
