@@ -86,6 +86,8 @@ def test_shards_are_copied_once_and_read_from_the_copies_then(
         reads.clear()
         assert read_all(reader, stored) == wanted
         assert not [path for path in reads if "://" in path]
+    assert reader._copies is not None
+    assert reader._copies._closed
 
 
 @pytest.fixture
