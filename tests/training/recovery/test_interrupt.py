@@ -12,6 +12,7 @@ import pytest
 from rayface.interrupts import Terminated
 from rayface.training.recovery import interrupt
 from rayface.training.recovery.interrupt import TrainingInterruptedError, exit_code_of, run_interruptibly
+from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("foreground")
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("foreground")
 
 def test_exit_code_of_interrupts_tells_them_apart() -> None:
     assert [exit_code_of(error) for error in (KeyboardInterrupt(), Terminated())] == [130, 143]
-    assert exit_code_of(TrainingInterruptedError("interrupted", Terminated())) == 143
+    error = TrainingInterruptedError("interrupted", Terminated())
+    assert (exit_code_of(error), str(error)) == (143, "interrupted")
 
 
 def test_run_that_ends_by_itself_clears_an_old_request_to_stop(tmp_path: Path) -> None:
@@ -35,6 +37,14 @@ def test_run_that_fails_raises_its_error(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"^head\.scale: 0$"):
         run_interruptibly(fail, RunDirectory(tmp_path), 1.0)
+
+
+def test_run_that_another_driver_took_over_stops_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(RunDirectory, "is_lost", lambda run: True)
+    with pytest.raises(TrainingStoppedError, match=rf"^train.output: {tmp_path}: another driver took it over while "):
+        run_interruptibly(end.wait, RunDirectory(tmp_path), 1.0)
+    end.set()
 
 
 WAITING = threading.Event()  # the main thread has begun to wait for the work

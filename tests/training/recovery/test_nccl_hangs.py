@@ -13,7 +13,7 @@ from rayface.config import TrainConfig
 from rayface.training import fit
 from rayface.training.ray_trainer import Trainer
 from rayface.training.recovery.nccl_hangs import NcclHangs, behind, reports_nccl_hangs
-from rayface.training.run_directory import RunDirectory
+from rayface.training.run_directory import CONTROLLER, RunDirectory
 
 STATUS = {"init_state": 0, "abort_flag": False, "finalize_called": False, "destroy_flag": False}
 
@@ -31,7 +31,9 @@ def report(*counts: int) -> Any:
 def poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Polls a detector of hangs of 60 s, that is of two polls; returns the lines of faults.log."""
     detector = NcclHangs(RunDirectory(tmp_path), hang_timeout=60)
-    monkeypatch.setattr(nccl_ras.NCCLRASCallback, "dump_workers_stack_traces", lambda self: None)
+    monkeypatch.setattr(
+        nccl_ras.NCCLRASCallback, "dump_workers_stack_traces", lambda self: (tmp_path / "stacks").touch()
+    )
     monkeypatch.setattr(nccl_ras.NCCLRASCallback, "dump_ras_query_history", lambda self, text: None)
 
     def poll(result: Any) -> list[str]:
@@ -46,12 +48,15 @@ def poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
 def test_rank_that_stays_behind_is_named_once_in_faults_log(poll: Callable[..., list[str]], tmp_path: Path) -> None:
     for counts in ((3, 4, 3), (4, 4, 4), (5, 4, 5), (5, 4, 5)):
         assert poll(report(*counts)) == []
+    assert not (tmp_path / "stacks").exists()
     line = (
         "NCCL reports a hang: rank 1 behind in AllReduce (4 of 5), no progress for 30 s; stacks of the workers: "
         f"{tmp_path}/ray/*/hang_detector"
     )
     assert poll(report(5, 4, 5)) == [line]
+    assert (tmp_path / "stacks").exists()
     assert poll(report(5, 4, 5)) == [line]
+    assert NcclHangs(RunDirectory(tmp_path), hang_timeout=60)._run.writer == CONTROLLER  # a log of its own in a store
 
 
 def test_ranks_that_advance_or_a_node_without_ncclras_are_no_hang(poll: Callable[..., list[str]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,27 @@ def test_resume_with_a_changed_setting_is_refused_exactly_where_loading_fails(
     assert refused_for in refusal
     assert bool(refused_for) == bool(refusal)
     assert "\n" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("started", "change", "refused_for"),
+    [
+        (
+            "head.name=dcq",
+            "head.options.queue_size=64",
+            r"^head.options: {'queue_size': 64}: .* has head.queue of shape ",
+        ),
+        ("head.margin=adaface", "train.seed=3", ""),
+    ],
+)
+def test_resume_of_a_head_with_a_state_of_its_own_is_refused_for_another_one(
+    tmp_path: Path, started: str, change: str, refused_for: str
+) -> None:
+    run = training(tmp_path, config_of(started))
+    run.save_checkpoint()
+    run.checkpoints.wait()
+    with pytest.raises(ValueError, match=refused_for) if refused_for else nullcontext():
+        check_resumable(RunDirectory(tmp_path), config_of(started, change), SAMPLE_ORDER)
 
 
 def test_resume_with_another_order_of_samples_is_refused(started_run: Path) -> None:

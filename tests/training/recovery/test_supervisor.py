@@ -52,6 +52,7 @@ def from_a_full_disk(link: str) -> RuntimeError:
         (from_a_full_disk("__cause__"), "rank0.jsonl: Disk quota exceeded"),
         (from_a_full_disk("__context__"), "rank0.jsonl: Disk quota exceeded"),
         (RuntimeError("Error: I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (RuntimeError("database or disk is full"), "database or disk is full"),
         (OutOfDiskError("Local disk is full"), "disk"),
     ],
 )
