@@ -188,6 +188,9 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
                 f"worker {rank}: {lacking[0]}: a step must fit into a GPU's memory{locked}: set "
                 "train.max_batch_per_worker or backbone.checkpointing=true, then resume the run"
             )
+        if any(kind.__module__ == "torch._dynamo.exc" for kind in type(cause).__mro__):  # RuntimeErrors, too
+            said = in_one_line(RuntimeError(str(cause).partition("\n")[0]))  # advice follows
+            return TrainingStoppedError(f"worker {rank}: backbone.compile: {said}: leave it out, then resume the run")
         for known in _KNOWN:
             if isinstance(cause, known):
                 return known(in_one_line(cause))

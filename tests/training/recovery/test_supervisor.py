@@ -24,6 +24,7 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2.api.exceptions import ControllerError
 from ray.train.v2.api.preemption import PreemptionInfo
+from torch._inductor.exc import InductorError
 
 from rayface.config import TrainConfig
 from rayface.storage import DataError, StorageError
@@ -108,6 +109,17 @@ def test_step_that_does_not_fit_into_a_gpu_stops_the_run(kind, text, said):
 @pytest.mark.parametrize("text", ["CUDA error: illegal memory access", "CUDNN_STATUS_EXECUTION_FAILED", "Cuda failure"])
 def test_other_failure_of_a_gpu_restarts_the_workers(text):
     assert lasting_cause({0: UserExceptionWithTraceback(torch.AcceleratorError(text), "trace")}) is None
+
+
+def test_backbone_that_does_not_compile_stops_the_run():
+    error = InductorError(RuntimeError("no valid Triton config\nadvice"), None)
+    lasting = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(error, "trace")})
+    assert isinstance(lasting, TrainingStoppedError)
+    assert str(lasting).startswith(
+        "worker 1: backbone.compile: RuntimeError: no valid Triton config: leave it out, then "
+    )
+    full = InductorError(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), None)
+    assert "set train.max_batch_per_worker" in str(lasting_cause({0: full}))
 
 
 def test_describe_of_a_dead_worker_names_it_before_those_that_lost_it():
