@@ -162,6 +162,7 @@ def _subset(dataset: Dataset) -> Subset:
 
 
 def _check(settings: BenchmarkSettings) -> None:
+    has_hard = settings.embeddings is not None
     two_each = f"at least {2 * settings.folds}, two for each fold"
     rules = (
         ("identities", settings.identities, settings.identities >= 2 * settings.folds, two_each),
@@ -169,12 +170,7 @@ def _check(settings: BenchmarkSettings) -> None:
         ("pairs", settings.pairs, settings.pairs >= 2 * settings.folds, two_each),
         ("template-size", settings.template_size, settings.template_size >= 1, "at least 1"),
         ("hard", settings.hard, 0 <= settings.hard <= 1, "from 0 to 1"),
-        (
-            "hard",
-            settings.hard,
-            settings.embeddings or settings.hard in (0, BenchmarkSettings.hard),
-            "with --embeddings",
-        ),
+        ("hard", settings.hard, has_hard or settings.hard in (0, BenchmarkSettings.hard), "with --embeddings"),
     )
     for name, value, is_good, rule in rules:
         if not is_good:
