@@ -130,6 +130,13 @@ def optional_fields(kind: object) -> set[str]:
     }
 
 
+def main_rate(tar_at_far: Mapping[str, float | None]) -> tuple[str, float | None]:
+    """Return the FAR and TAR to show first: FAR 1e-4, or the lowest one that was measured; ("", None) without any."""
+    measured = {far: tar for far, tar in tar_at_far.items() if tar is not None}
+    far = "1e-04" if "1e-04" in measured else min(measured, key=float, default="")
+    return far, measured.get(far)
+
+
 def percent(share: float) -> str:
     """Return a share in percent, for people: 57.50%."""
     return f"{share:.2%}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument
-from rayface.values import percent
+from rayface.values import main_rate, percent
 
 # The main number of a stage: the first of these keys that its result has, with the name it is shown by.
 _NUMBERS = {
@@ -18,7 +18,6 @@ _NUMBERS = {
     "max_abs_error": "differs from PyTorch by",
     "loss": "loss",
 }
-_MAIN_FAR = "1e-04"  # of templates; other protocols may not resolve it
 
 
 @app.command()
@@ -66,6 +65,5 @@ def _in_short(result: Mapping[str, Any]) -> str:
     for key, name in _NUMBERS.items():
         if (value := result.get(key)) is not None:
             return f"{name} {value:{',' if isinstance(value, int) else '.4g'}}"
-    measured = {far: tar for far, tar in result.get("tar_at_far", {}).items() if tar is not None}
-    far = _MAIN_FAR if _MAIN_FAR in measured else next(reversed(measured), None)
-    return "" if far is None else f"TAR {percent(measured[far])} at FAR {far}"
+    far, tar = main_rate(result.get("tar_at_far", {}))
+    return "" if tar is None else f"TAR {percent(tar)} at FAR {far}"

@@ -12,7 +12,7 @@ import simplejpeg
 from rayface.evaluation.pictures import Pictures, ScoredPair
 from rayface.evaluation.protocol import EvaluationProtocol
 from rayface.report import PALETTE, Face, Listing, Plot, Row, Sheet, as_svg, load_template
-from rayface.values import percent, percent_interval
+from rayface.values import main_rate, percent, percent_interval
 from rayface.version import VERSION
 
 
@@ -58,6 +58,11 @@ def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
             if own["accuracy_mean"] is not None:
                 text = f"{own['accuracy_mean']:.2%} ± {own['accuracy_std']:.2%}{_interval(own, 'accuracy')}{chance}"
             rows.append((f"accuracy, {content.get('curves', {}).get(name, {}).get('name', name)}", text))
+        elif "tar_at_far" in own:
+            far, tar = main_rate(own["tar_at_far"])
+            interval = own.get("tar_at_far_interval", {}).get(far, (None, None))
+            text = "" if None in interval else f", {percent_interval(interval)}"
+            rows.append((f"{name}: TAR at FAR {far}" if far else f"{name}: TAR", f"{_percent(tar)}{text}"))
     rows += [(key, value) for key, value in content.items() if isinstance(value, str)]
     for name, own in content["protocols"].items():
         counts = [
@@ -119,7 +124,7 @@ def _rates(own: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for far, tar in own["tar_at_far"].items():
         threshold = thresholds.get(far)
         row = [far, _percent(tar), "-" if threshold is None else f"{threshold:.4f}"]
-        rows.append([*row, _range(intervals[far])] if far in intervals else row)
+        rows.append([*row, *([_range(intervals[far]) if far in intervals else "-"] if intervals else [])])
     columns = ["FAR", "TAR", "threshold"]
     return [*columns, "95% interval"] if intervals else columns, rows
 
@@ -147,7 +152,7 @@ def _sheets(pictures: Pictures, protocol: EvaluationProtocol) -> list[Sheet]:
 
 
 def _faces(pair: ScoredPair, protocol: EvaluationProtocol) -> list[Face]:
-    sides = ((pair.a, pair.name_a, f"{pair.score:.3f}"), (pair.b, pair.name_b, ""))
+    sides = ((pair.a, pair.name_a, f"{pair.score:z.3f}"), (pair.b, pair.name_b, ""))
     return [Face(key=name, caption=caption, jpeg=_picture(protocol, number)) for number, name, caption in sides]
 
 
