@@ -104,3 +104,44 @@ def test_newest_valid_without_a_valid_checkpoint_raises_one_line_and_changes_not
         checkpoint.newest_valid(tmp_path)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["10", "20"]
+
+
+def test_set_aside_keeps_the_files_of_a_step_and_later_ones_and_returns_those_before(tmp_path):
+    for step in (10, 20, 30):
+        save_small(tmp_path, step, keep=3)
+    assert checkpoint.set_aside(tmp_path, 20) == [checkpoint.folder_of(tmp_path, 10)]
+    assert names(tmp_path) == ["10"]
+    assert all(
+        (tmp_path / "checkpoints" / f"not_finite_step_000000{step}" / ".metadata").is_file() for step in (20, 30)
+    )
+
+
+def test_newest_described_reads_no_tensors_and_last_step_counts_corrupt_checkpoints(tmp_path):
+    assert checkpoint.newest_described(tmp_path) is None
+    assert checkpoint.last_step(tmp_path) == -1
+    for step in (10, 20, 30):
+        save_small(tmp_path, step, keep=3)
+    data = checkpoint.folder_of(tmp_path, 20) / "__0_0.distcp"
+    data.write_bytes(data.read_bytes()[:-1] + b"x")
+    progress = checkpoint.folder_of(tmp_path, 30) / "progress.json"
+    progress.write_bytes(progress.read_bytes()[:-1] + b" ")
+    assert checkpoint.newest_described(tmp_path) == checkpoint.folder_of(tmp_path, 20)
+    assert checkpoint.last_step(tmp_path) == 30
+
+
+def test_best_checkpoint_is_none_whose_progress_cannot_be_read(tmp_path):
+    for step, accuracy in ((10, 0.5), (20, 0.9)):
+        save_small(tmp_path, step, accuracy=accuracy)
+    assert checkpoint.best_in(tmp_path) == checkpoint.folder_of(tmp_path, 20)
+    for content in ("{", "[]", "{}"):
+        (checkpoint.folder_of(tmp_path, 20) / "progress.json").write_text(content)
+        assert checkpoint.best_in(tmp_path) == checkpoint.folder_of(tmp_path, 10)
+
+
+def test_empty_tensors_of_a_prefix_have_the_saved_shapes_and_types(tmp_path):
+    state = {"rng.0.torch": torch.ones(5, dtype=torch.uint8), "rng.1.torch": torch.ones(3), "w": torch.ones(2)}
+    folder = checkpoint.save(tmp_path, state, Progress(step=1), keep=1)
+    found = checkpoint.empty_like_saved(folder, "rng.0.")
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == {
+        "rng.0.torch": ((5,), torch.uint8)
+    }
