@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayface.heads import CosFace, PartialFC
+from rayface.heads import DCQ, F2C, CosFace, PartialFC
+from rayface.heads.dcq import DCQOptions
+from rayface.heads.f2c import F2COptions
 from rayface.heads.shape import HeadShape
 
 SHAPE = HeadShape(
@@ -69,3 +71,29 @@ def test_chunk_and_kept_rows_of_a_fused_head_are_those_of_its_softmax() -> None:
     softmax = PartialFC(16, 1001, CosFace(), sample_rate=0.2, kernel="fused").softmax
     assert shape.chunk_rows == softmax.chunk_rows(24)
     assert shape.kept_rows == len(softmax.keep_buffer(shape.sampled_rows, 24)) == 0
+
+
+def test_costs_of_dcq_equal_a_hand_count() -> None:
+    """6 rows of the batch on each rank, 48 keys of 16 numbers and a label, a backbone of 1000 bytes."""
+    shape = replace(SHAPE, options=DCQOptions(queue_size=48), backbone_bytes=1000)
+    assert DCQ.macs(shape) == 2 * 6 * 48 * 16  # logits, and the mean center
+    queue_twice, logits, averaged = 2 * 48 * 16 * 4, 6 * 6 * 48 * 4, 3 * 1000
+    assert DCQ.traffic(shape) == queue_twice + logits + averaged
+    memory = DCQ.memory(shape)
+    assert memory.state == 48 * (16 * 4 + 8) + 1000
+    assert sum(memory.device.values()) == memory.state + 3 * 6 * 48 * 4 + 3 * 24 * (16 + 2) * 4
+    assert memory.host == 0
+
+
+def test_costs_of_f2c_equal_a_hand_count() -> None:
+    """6 rows of the batch on each rank, 40 columns of two rows of 16 numbers, a backbone of 1000 bytes."""
+    shape = replace(SHAPE, options=F2COptions(pool_size=40), backbone_bytes=1000)
+    assert F2C.macs(shape) == 2 * 2 * 6 * 40 * 16  # of each pass: cosines and their gradient
+    pool_in_each_product, logits, averaged = 4 * 40 * 16 * 4, 2 * 11 * 6 * 40 * 4, 3 * 1000
+    assert F2C.traffic(shape) == pool_in_each_product + logits + averaged
+    on_cpu, on_gpu = F2C.memory(shape), F2C.memory(replace(shape, gpu=True))
+    pool, links = 2 * 40 * 16 * 4, 40 * 150
+    assert on_cpu.state == on_gpu.state == pool + 40 * 24 + 1000
+    assert sum(on_gpu.device.values()) == pool + 1000 + 11 * 6 * 40 * 4 + 6 * 24 * 16 * 4
+    assert sum(on_cpu.device.values()) == sum(on_gpu.device.values()) + links
+    assert (on_cpu.host, on_gpu.host) == (0, links)
