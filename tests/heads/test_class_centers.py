@@ -14,6 +14,7 @@ from rayface.heads.class_centers import (
     StochasticRounding,
     class_range,
     initial_rows,
+    inverse_norms,
 )
 
 
@@ -120,15 +121,17 @@ def test_update_below_the_resolution_of_bf16_storage_adds_up() -> None:
     assert store.values.float().mean().item() == pytest.approx(0.999**400, rel=0.01)
 
 
-def rounded(rows: torch.Tensor, block, *, step: int = 17, first: int = 0, seed: int = 3) -> torch.Tensor:
+def rounded(
+    rows: torch.Tensor, block, *, step: int = 17, first: int = 0, seed: int = 3, name: str = "momentum"
+) -> torch.Tensor:
     rounding = StochasticRounding(seed, rows.shape[1], torch.device("cpu"), first)
     rounding.step = step
     rows = rows.clone()
-    rounding.round_(rows, block, "momentum")
+    rounding.round_(rows, block, name)
     return rows
 
 
-def test_stochastic_rounding_of_a_row_in_any_block_depends_on_seed_step_and_class_alone() -> None:
+def test_stochastic_rounding_of_a_row_in_any_block_depends_on_seed_step_tensor_and_class_alone() -> None:
     rows = torch.randn(3000, 700, generator=torch.Generator().manual_seed(0))  # more numbers than the noise has
     whole = rounded(rows, slice(0, 3000))
     some = torch.tensor([0, 7, 1499, 2999])
@@ -136,8 +139,14 @@ def test_stochastic_rounding_of_a_row_in_any_block_depends_on_seed_step_and_clas
     assert torch.equal(rounded(rows[1000:2000], slice(0, 1000), first=1000), whole[1000:2000])
     assert not torch.equal(rounded(rows, slice(0, 3000), step=18), whole)
     assert not torch.equal(rounded(rows, slice(0, 3000), seed=4), whole)
+    assert not torch.equal(rounded(rows, slice(0, 3000), name="centers"), whole)
 
 
 def test_stochastic_rounding_of_rows_wider_than_the_noise_has_the_exact_mean() -> None:
     rows = torch.full((2, NOISE_SIZE + 1000), 1.0 + 0.25 * 2**-7)
     assert rounded(rows, slice(0, 2)).mean().item() == pytest.approx(1.0 + 0.25 * 2**-7, abs=1e-6)
+
+
+def test_inverse_norms_of_rows_shorter_than_a_trillionth_are_zero() -> None:
+    rows = torch.tensor([[3e-9, 4e-9], [6e-13, 8e-14], [0.0, 0.0], [3.0, 4.0]])
+    assert inverse_norms(rows).flatten().tolist() == pytest.approx([2e8, 0.0, 0.0, 0.2])

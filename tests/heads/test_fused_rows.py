@@ -28,6 +28,15 @@ def test_fused_unit_rows_equal_the_compiled_ones(dtype: torch.dtype, out_dtype: 
     assert (found[values[block].double().norm(dim=1) == 0] == 0).all()
 
 
+@pytest.mark.parametrize("passes", [RowPasses(), FusedRowPasses()], ids=["compiled", "fused"])
+def test_unit_rows_shorter_than_a_trillionth_are_zero(passes: RowPasses | FusedRowPasses) -> None:
+    """As `inverse_norms` has it."""
+    rows = torch.tensor([[3e-9, 4e-9], [6e-13, 8e-14], [0.0, 0.0], [3.0, 4.0]])
+    out = torch.empty(4, 2)
+    passes.unit_rows(rows, slice(0, 4), out)
+    torch.testing.assert_close(out, torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 0.0], [0.6, 0.8]]))
+
+
 def test_fused_unit_rows_of_a_row_that_is_not_finite_are_not_finite() -> None:
     values = filled(torch.float32, 0)
     values[3, 0], values[9, 1] = torch.nan, torch.inf
