@@ -90,9 +90,10 @@ def test_timing_tells_the_wait_of_training_and_the_work_of_the_thread(tmp_path, 
     monkeypatch.setattr(writer_module, "time", SimpleNamespace(perf_counter=perf_counter))
     writer = CheckpointWriter(tmp_path, keep=2)
     writer.save({"w": torch.ones(3)}, Progress(step=4))
+    writer._snapshot.waited = 5  # for rows of class centers
     held.set()
     writer.wait()
-    assert writer.timing == WriteTiming(step=4, wait_seconds=10, copy_seconds=1, write_seconds=2)
+    assert writer.timing == WriteTiming(step=4, wait_seconds=15, copy_seconds=1, write_seconds=2)
 
 
 def test_save_during_a_write_waits_and_reuses_its_memory(tmp_path, held):
@@ -121,6 +122,8 @@ def test_save_during_a_write_waits_and_reuses_its_memory(tmp_path, held):
     writer.save({"w": torch.ones(5)}, Progress(step=3))
     writer.wait()
     assert loaded(tmp_path, 3, 5).tolist() == [1] * 5
+    writer.reserve({"w": torch.ones(5, dtype=torch.float64)})
+    assert writer._buffers["w"].dtype == torch.float64
 
 
 def test_write_that_fails_raises_once_in_one_line_and_the_next_works(tmp_path, monkeypatch):
@@ -140,15 +143,18 @@ def test_write_that_fails_raises_once_in_one_line_and_the_next_works(tmp_path, m
     assert loaded(tmp_path, 3, 3).tolist() == [1] * 3
 
 
-def test_write_with_an_unforeseen_error_raises_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "raised"), [(RuntimeError, RuntimeError), (KeyError, CheckpointError)])
+def test_write_with_an_unforeseen_error_raises_one_line(tmp_path, monkeypatch, kind, raised):
     def fail(*args, **options):
-        raise RuntimeError("Connection closed\nby peer")
+        raise kind("Connection closed by\npeer")
 
     monkeypatch.setattr(checkpoint, "save", fail)
     writer = CheckpointWriter(tmp_path, keep=2)
     writer.save({"w": torch.ones(3)}, Progress(step=1))
-    with pytest.raises(RuntimeError, match="RuntimeError: Connection closed by peer"):
+    with pytest.raises(raised, match=rf"could not be written: {kind.__name__}: '?Connection closed by") as caught:
         writer.save({"w": torch.ones(3)}, Progress(step=2))
+    assert type(caught.value) is raised
+    assert "\n" not in str(caught.value)
 
 
 def full_disk(*args: object) -> None:
