@@ -38,6 +38,17 @@ def test_center_update_of_a_scaled_loss_equals_the_plain_one() -> None:
     assert torch.allclose(plain.centers, scaled.centers, rtol=1e-6, atol=1e-9)
 
 
+def test_center_update_of_a_loss_differentiated_twice_has_both_gradients() -> None:
+    twice, tripled = small_head(), small_head()
+    value = twice.loss(*batch())
+    value.backward(retain_graph=True)
+    (2 * value).backward()
+    (3 * tripled.loss(*batch())).backward()
+    for head in (twice, tripled):
+        head.step(0.5)
+    assert torch.allclose(twice.centers, tripled.centers, rtol=1e-6, atol=1e-9)
+
+
 def test_center_update_discarded_leaves_no_trace() -> None:
     """The step is not counted either."""
     head, other = small_head(), small_head()

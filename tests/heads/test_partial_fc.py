@@ -25,6 +25,52 @@ def test_head_resumed_from_its_state_repeats_the_run() -> None:
     assert small_head(margin=ArcFace(), seed=6).centers.ne(straight.centers).any()
 
 
+def test_rows_of_a_loss_depend_on_seed_rank_step_and_loss() -> None:
+    def rows(place: tuple[int, int] = (0, 0), *, seed: int = 0, rank: int = 0) -> tuple[int, ...]:
+        head = small_head(seed=seed)
+        head.collectives.rank = rank
+        chosen = head.choose_rows(torch.tensor([1, 2]), place)
+        assert chosen is not None
+        return tuple(chosen.tolist())
+
+    assert rows() == rows()
+    assert len({rows(), rows((1, 0)), rows((0, 1)), rows(seed=1), rows(rank=1)}) == 5
+    few = small_head(num_classes=19, sample_rate=0.1).choose_rows(torch.tensor([], dtype=torch.int64), (0, 0))
+    assert few is not None
+    assert len(few) == 1  # of 1.9
+
+
+def test_margins_of_a_loss_depend_on_step_and_loss_and_not_on_the_rank() -> None:
+    def drawn(head: PartialFC) -> tuple[float, ...]:
+        return tuple(torch.rand(3, generator=head.margin_generator()).tolist())
+
+    head, other = small_head(), small_head()
+    other.collectives.rank = 1
+    assert drawn(head) == drawn(other)
+    found = [drawn(head)]
+    head.loss(*batch()).backward()
+    found.append(drawn(head))
+    head.step(0.1)
+    found.append(drawn(head))
+    assert len({*found, drawn(small_head(seed=1))}) == 4
+
+
+def test_step_of_a_head_in_bf16_storage_keys_the_rounding_by_its_number() -> None:
+    head = small_head(storage_dtype="bf16")
+    for number in range(3):
+        train(head, 1)
+        assert head.store._rounding.step == number
+
+
+@pytest.mark.parametrize("load", ["load_state", "load_centers"])
+def test_state_or_centers_loaded_after_a_loss_drop_its_gradient(load: str) -> None:
+    head = small_head()
+    head.loss(*batch()).backward()
+    getattr(head, load)(copy_of(small_head()) if load == "load_state" else torch.ones(C, D))
+    with pytest.raises(RuntimeError, match=r"head\.step without a gradient"):
+        head.step(0.1)
+
+
 def test_head_resumed_from_a_float64_state_is_float64() -> None:
     first, second = small_head(), small_head()
     first.load_centers(torch.randn(C, D, dtype=torch.float64))

@@ -79,6 +79,21 @@ def test_prefetch_before_the_backward_of_the_first_loss_changes_nothing() -> Non
     assert torch.equal(near.centers, far.centers)
 
 
+@pytest.mark.parametrize("load", ["load_state", "load_centers"])
+def test_prefetch_before_other_centers_are_loaded_is_not_used(load: str) -> None:
+    x, y = batch(0)
+    centers = torch.randn(300, 16, generator=torch.Generator().manual_seed(3))
+    losses = []
+    for prefetched in (True, False):
+        head = head_in_host_memory()
+        if prefetched:
+            head.prefetch(y)
+            head._prefetch._pending.found.result()  # the rows have been read
+        getattr(head, load)({**head.state(), "centers": centers} if load == "load_state" else centers)
+        losses.append(head.loss(x, y).item())
+    assert losses[0] == losses[1]
+
+
 def test_step_during_a_prefetch_waits_for_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """No row is written while a thread may be reading it."""
     head, gate, order = head_in_host_memory(), threading.Event(), []
