@@ -65,7 +65,27 @@ def test_state_loaded_into_another_head_continues_with_equal_losses() -> None:
     for batch in data[4:]:
         assert torch.equal(first.loss(*batch), second.loss(*batch))
     assert first.row_tensors() == {}
-    assert first.values() == {"next_row": 0, "step": 9}
+    assert first.values() == second.values() == {"next_row": 0, "step": 9}
+
+
+def test_train_loss_of_pairs_takes_the_first_image_as_query_and_the_second_as_key() -> None:
+    head, other, (x, y) = small_dcq(), small_dcq(), images()
+    labels = torch.tensor([5, 2, 5, 1])
+    pairs = torch.stack([x, y], dim=1).flatten(0, 1)
+    value = head.train_loss(head._plain, pairs, labels.repeat_interleave(2))
+    assert torch.equal(value, other.loss(x, y, labels))
+    assert torch.equal(head.queue, other.queue)
+    assert head.queue_labels[:4].tolist() == [5, 2, 5, 1]
+
+
+def test_start_of_a_run_takes_over_the_weights_and_statistics_of_the_backbone() -> None:
+    head = small_dcq()
+    head.query.load_state_dict(small_net(seed=3).state_dict())
+    head.query(images()[0])
+    head.start()
+    own, wanted = head.key.state_dict(), head.query.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
+    assert not any(parameter.requires_grad for parameter in head.key.parameters())
 
 
 def test_shuffled_parts_cover_the_batch_and_mix_the_ranks() -> None:

@@ -31,6 +31,25 @@ def test_loss_keeps_what_the_second_pass_writes_and_nothing_of_the_first() -> No
     assert torch.equal(head.pool[unchanged], before[unchanged])
 
 
+def test_train_loss_of_pairs_takes_the_images_and_labels_of_a_row_one_after_another() -> None:
+    head, other, (x, y) = small_f2c(), small_f2c(), images()
+    x_labels, y_labels = torch.arange(4), torch.tensor([0, 1, 7, 8])
+    pairs, labels = (torch.stack(both, dim=1).flatten(0, 1) for both in ((x, y), (x_labels, y_labels)))
+    value = head.train_loss(head._plain, pairs, labels)
+    assert torch.equal(value, other.loss(x, y, x_labels, y_labels))
+    assert torch.equal(head.pool, other.pool)
+    assert [head.columns.column_of(identity) for identity in (0, 1, 2, 3, 7, 8)] == [0, 1, 2, 3, -1, -1]
+
+
+def test_start_of_a_run_takes_over_the_weights_and_statistics_of_the_backbone() -> None:
+    head = small_f2c()
+    head.probe.load_state_dict(small_net(seed=3).state_dict())
+    head.probe(images()[0])
+    head.start()
+    own, wanted = head.gallery.state_dict(), head.probe.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
+
+
 def test_loss_without_gradient_has_the_same_value() -> None:
     first, second = small_f2c(), small_f2c()
     batch = (*images(), torch.arange(4), torch.arange(1, 5))

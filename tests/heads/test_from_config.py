@@ -71,7 +71,7 @@ def test_options_of_a_head_are_its_own_settings_typed() -> None:
     assert (dcq.queue_size, dcq.momentum) == (256, 0.9)
     assert dcq.queue_rows(128) == 256
     usual = build_config_options(config_of("head.name=dcq").head)
-    assert [usual.queue_rows(batch) for batch in (128, 96, 20_000)] == [8192, 8160, 20_000]
+    assert [usual.queue_rows(batch) for batch in (128, 96, 100, 20_000)] == [8192, 8160, 8200, 20_000]
     f2c = build_config_options(config_of("head.name=f2c", "head.options.pool_size=7").head)
     assert (f2c.pool_size, f2c.momentum) == (7, 0.99)
 
