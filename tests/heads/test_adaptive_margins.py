@@ -57,6 +57,27 @@ def test_adaface_of_norms_far_from_the_mean_gives_the_largest_and_the_smallest_m
     assert low == pytest.approx(math.cos(math.acos(0.2) + 0.4))
 
 
+def test_adaface_of_an_angle_beyond_its_range_is_clipped_and_has_no_gradient() -> None:
+    """To [1e-3, pi - 1e-3]: 0.04 - 0.4 of a good image, and 3.1 + 0.4 of a bad one."""
+    margin = AdaFace(margin=0.4)
+    margin.norm_mean, margin.norm_std = 50.0, 1.0
+    cosine = torch.tensor([0.999, -0.999], dtype=torch.float64).requires_grad_()
+    target = margin.target(cosine, torch.tensor([90.0, 5.0], dtype=torch.float64))
+    assert target.tolist() == pytest.approx([math.cos(1e-3) - 0.8, -math.cos(1e-3)], abs=1e-12)
+    target.sum().backward()
+    assert cosine.grad.tolist() == [0, 0]
+
+
+def test_target_of_an_angle_that_exceeds_pi_with_the_margin_falls_with_the_cosine() -> None:
+    """cos(theta) - m sin(m): MagFace with m = 0.8 for a norm of 110, CurricularFace with 0.5."""
+    cosine = torch.tensor([-0.99, -0.6], dtype=torch.float64)
+    theta = math.acos(-0.6)
+    norms = torch.full((2,), 110.0, dtype=torch.float64)
+    for margin, m in ((MagFace(), 0.8), (CurricularFace(), 0.5)):
+        wanted = [-0.99 - m * math.sin(m), math.cos(theta + m)]
+        assert margin.target(cosine, norms).tolist() == pytest.approx(wanted, abs=1e-12)
+
+
 def test_magface_of_growing_norms_has_a_growing_margin_and_a_falling_penalty() -> None:
     margin = MagFace()
     norms = torch.tensor([1.0, 10.0, 60.0, 110.0, 500.0], dtype=torch.float64)
