@@ -44,6 +44,8 @@ def test_grid_of_choices_and_steps_has_every_point_once():
     assert Parameter(low=1e-7, high=4e-7, step=1e-7).grid() == (1e-7, 2e-7, 3e-7, 4e-7)
     assert Parameter(low=1, high=8, step=3).grid() == (1, 4, 7)
     assert Parameter(low=2, high=2).grid() == (2,)
+    assert {type(value) for value in Parameter(low=1, high=8, step=3).grid() or ()} == {int}
+    assert {type(value) for value in Parameter(low=1, high=4, step=1.5).grid() or ()} == {float}
     assert Parameter(low=1, high=8, log=True).grid() is None
     with pytest.raises(ValueError, match=r"search\.optim\.lr: is a continuous range"):
         grid(SPACE)
@@ -81,6 +83,12 @@ def test_grid_of_float_steps_stays_within_its_range_for_optuna():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [suggest(space, study.ask()) for _ in points] == points
+
+
+def test_suggest_of_a_float_range_with_a_step_gives_its_steps_alone():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = {"head.margin_value": Parameter(low=0.25, high=1.0, step=0.25)}
+    assert {suggest(space, study.ask())["head.margin_value"] for _ in range(40)} == {0.25, 0.5, 0.75, 1.0}
 
 
 def test_condition_on_a_parameter_that_does_not_apply_is_not_met():
