@@ -72,6 +72,10 @@ def test_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tmp_
             {"state": "FAIL", "reason": "accuracy_mean: is not a finite number"},
         ),
         ({"seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: is not a finite number"}),
+        (
+            {"accuracy_mean": 0.5, "seconds": math.inf},
+            {"state": "FAIL", "reason": "seconds: is not a finite number"},
+        ),
     ],
 )
 def test_trial_that_fails_or_is_interrupted_reports_its_state(run_trial, ending, report):
@@ -85,7 +89,7 @@ def test_trial_that_fails_or_is_interrupted_reports_its_state(run_trial, ending,
     assert found.get("reason", "").startswith(report.get("reason", ""))
 
 
-@pytest.mark.parametrize("ending", [NodesLostError("no room for 60 s"), NoRoomError("no room for 60 s")])
+@pytest.mark.parametrize("ending", [NodesLostError("no room\nfor 60 s"), NoRoomError("no room for 60 s")])
 def test_trial_whose_nodes_are_gone_reports_that_it_is_lost(run_trial, ending):
     def train(config, **options):
         raise ending

@@ -26,6 +26,17 @@ def test_fastface_after_the_last_decay_keeps_the_rate():
     assert fastface(30, [1.0] * 10, tolerance=0.1, max_decays=0) == [1] * 10
 
 
+def test_fastface_resumed_at_any_step_has_the_decays_that_are_left():
+    given = {"alpha": 1.0, "beta": 1.0, "threshold": 0.5, "tolerance": 0.1, "max_decays": 2}
+    whole = fastface(30, [1.0] * 20, **given)
+    for stop in range(1, 20):
+        first = FastFace(optimizer := sgd(), total_steps=30, **given)
+        rates(first, optimizer, [1.0] * stop)
+        second = FastFace(optimizer := sgd(), total_steps=30, **given)
+        second.load_state_dict(first.state_dict())
+        assert [rate / LR for rate in rates(second, optimizer, [1.0] * (20 - stop))] == whole[stop:]
+
+
 def test_fastface_after_a_row_of_plateaus_restarts():
     # Two steps a plateau: two decays, the third plateau restarts to no more than the first rate, and anew.
     row = [1, 1, 1 / 2, 1 / 2, 1 / 4, 1 / 4]

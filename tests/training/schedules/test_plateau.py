@@ -38,3 +38,22 @@ def test_plateau_metrics_give_the_smoothed_loss_once_there_is_one():
     schedule.step(4.0)
     schedule.step(2.0)
     assert schedule.metrics() == {"loss_mean": 3.5}
+
+
+def test_plateau_that_improves_by_more_than_a_thousandth_keeps_the_rate():
+    options = {"alpha": 1.0, "tolerance": 0.01, "decay": 10.0, "max_decays": 2}
+    for ratio, last in ((0.9985, 0.2), (0.9995, 0.002)):
+        used = rates(build("plateau", optimizer := sgd(), 30, 10, **options), optimizer, [ratio**k for k in range(9)])
+        assert used[-1] == pytest.approx(last)
+
+
+def test_plateau_resumed_at_any_step_of_a_plateau_counts_on():
+    options = {"alpha": 1.0, "tolerance": 0.1, "decay": 10.0, "max_decays": 2}
+    losses = [9.0] * 12
+    whole = rates(build("plateau", optimizer := sgd(), 30, 10, **options), optimizer, losses)
+    for stop in range(1, 12):
+        first = build("plateau", optimizer := sgd(), 30, 10, **options)
+        rates(first, optimizer, losses[:stop])
+        second = build("plateau", optimizer := sgd(), 30, 10, **options)
+        second.load_state_dict(first.state_dict())
+        assert rates(second, optimizer, losses[stop:]) == whole[stop:]
