@@ -20,7 +20,7 @@ Session = Callable[[RunDirectory], None]
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDirectory]:
     """Fits a run whose worker groups are the given functions, one after another."""
-    monkeypatch.setattr(fits, "share", lambda dataset, grouped: None)
+    monkeypatch.setattr(fits, "share", lambda dataset, grouped, cache_size: None)
     run = RunDirectory(tmp_path)
 
     def fit(*sessions: Session) -> RunDirectory:
