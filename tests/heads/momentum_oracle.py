@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayface.heads import DCQ, F2C
+
 FEATURES, WIDTH = 6, 5
 
 
@@ -16,6 +18,18 @@ def small_net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     layers = nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, WIDTH)
     return nn.Sequential(*layers).double()
+
+
+def start_after_training(head: DCQ | F2C, net: nn.Module, images: Tensor) -> None:
+    """Start a run of a head whose net has other weights and statistics than when the head was made."""
+    net.load_state_dict(small_net(seed=3).state_dict())
+    net(images)
+    head.start()
+
+
+def equal_states(first: nn.Module, second: nn.Module) -> bool:
+    own, other = first.state_dict(), second.state_dict()
+    return own.keys() == other.keys() and all(torch.equal(own[name], tensor) for name, tensor in other.items())
 
 
 def split(batch: int, ranks: int) -> list[slice]:

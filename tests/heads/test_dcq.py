@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from rayface.heads import DCQ
 from rayface.heads.collectives import Layout
 from rayface.heads.dcq import shuffled_parts
-from tests.heads.momentum_oracle import FEATURES, WIDTH, small_net
+from tests.heads.momentum_oracle import FEATURES, WIDTH, equal_states, small_net, start_after_training
 
 
 def small_dcq(**changes) -> DCQ:
@@ -80,11 +80,8 @@ def test_train_loss_of_pairs_takes_the_first_image_as_query_and_the_second_as_ke
 
 def test_start_of_a_run_takes_over_the_weights_and_statistics_of_the_backbone() -> None:
     head = small_dcq()
-    head.query.load_state_dict(small_net(seed=3).state_dict())
-    head.query(images()[0])
-    head.start()
-    own, wanted = head.key.state_dict(), head.query.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
+    start_after_training(head, head.query, images()[0])
+    assert equal_states(head.key, head.query)
     assert not any(parameter.requires_grad for parameter in head.key.parameters())
 
 

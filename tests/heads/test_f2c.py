@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rayface.heads import F2C, ArcFace, build_margin
-from tests.heads.momentum_oracle import FEATURES, WIDTH, small_net
+from tests.heads.momentum_oracle import FEATURES, WIDTH, equal_states, small_net, start_after_training
 
 
 def small_f2c(**changes) -> F2C:
@@ -43,11 +43,8 @@ def test_train_loss_of_pairs_takes_the_images_and_labels_of_a_row_one_after_anot
 
 def test_start_of_a_run_takes_over_the_weights_and_statistics_of_the_backbone() -> None:
     head = small_f2c()
-    head.probe.load_state_dict(small_net(seed=3).state_dict())
-    head.probe(images()[0])
-    head.start()
-    own, wanted = head.gallery.state_dict(), head.probe.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
+    start_after_training(head, head.probe, images()[0])
+    assert equal_states(head.gallery, head.probe)
 
 
 def test_loss_without_gradient_has_the_same_value() -> None:
