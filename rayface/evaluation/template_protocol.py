@@ -25,6 +25,7 @@ from rayface.evaluation.template_set import IJB_IMAGES, TemplateSet, ijb_root, r
 from rayface.evaluation.templates import has_direction, template_sums
 from rayface.models.embedded import Embedded
 from rayface.storage import DataError, join, normalise
+from rayface.values import counted
 
 TEST = "test"  # the dataset in a benchmark's folder
 
@@ -97,6 +98,9 @@ class TemplateProtocol(EvaluationProtocol):
                     f"evaluate.ijb: {root}: {lists.names[bad[0]]}: has the score {landmarks.scores[bad[0]]}: {remedy}"
                 )
             loose = LooseImages(folder=root / IJB_IMAGES, names=lists.names, landmarks=landmarks.points)
+            if not any((loose.folder / name).is_file() for name in lists.names):
+                listed = f"{counted(len(lists.names), 'listed image')}, such as {lists.names[0]}"
+                raise DataError(f"evaluate.ijb: {loose.folder}: has none of {listed}: must hold them")
             return cls(lists, settings, loose, landmarks.scores if settings.face_scores else None, image_size)
         lists = read_benchmark(settings.folder)
         dataset = open_dataset(join(normalise(settings.folder), TEST))

@@ -178,6 +178,14 @@ def test_template_protocol_of_ijb_with_subjects_of_digits_reads_them_as_text(ijb
     assert lists.probes[1].tolist() == ["0045", "x7"]
 
 
+def test_template_protocol_of_ijb_without_any_of_its_images_is_refused(ijb: Path) -> None:
+    for image in (ijb / "loose_crop").iterdir():
+        image.rename(image.with_suffix(".jpeg"))
+    refused = rf"^evaluate.ijb: {ijb}/loose_crop: has none of \d+ listed images, such as \S+.jpg: must hold them$"
+    with pytest.raises(DataError, match=refused):
+        TemplateProtocol.open(TemplateSettings(folder=str(ijb), target="IJBC"), image_size=32)
+
+
 def test_template_protocol_with_an_unreadable_image_leaves_it_out(ijb: Path) -> None:
     (ijb / "loose_crop" / "1.jpg").write_bytes(b"no picture")
     protocol = TemplateProtocol.open(TemplateSettings(folder=str(ijb), target="IJBC"), image_size=32)
