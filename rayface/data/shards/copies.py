@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -38,7 +39,7 @@ _REQUESTS = 4  # of a process, in flight for copies
 _TOUCH_SECONDS = 600.0  # a copy in use is marked so as often
 _IN_USE_SECONDS = 3600.0  # a copy marked so late is not deleted
 _UNUSED_SECONDS = 30 * 24 * 3600.0  # a copy not used for so long is
-_DIGEST_LENGTH = 64  # of a sha256, hexadecimal
+_SHA256 = re.compile("[0-9a-f]{64}")
 _PAUSE_SECONDS = 60.0  # after the disk or the store failed, or the cache was full
 
 logger = logging.getLogger(__name__)
@@ -61,18 +62,26 @@ def copy_rules(shards: Sequence[Shard], max_bytes: int) -> CopyRules:
     Raises:
         DataError, StorageError: a folder cannot be listed.
     """
-    folders = dict.fromkeys(split(shard.path)[0] for shard in shards if not (shard.sha256 or is_local(shard.path)))
+    unknown = [shard.path for shard in shards if not (_digest_of(shard) or is_local(shard.path))]
+    folders = dict.fromkeys(split(path)[0] for path in unknown)
     files = {join(folder, file.name): file for folder in folders for file in list_files(folder)}
 
     def name(shard: Shard) -> str:
-        if is_local(shard.path) or not (shard.sha256 or shard.path in files):
+        if is_local(shard.path):
             return ""
-        if shard.sha256:
-            return shard.sha256
+        if digest := _digest_of(shard):
+            return digest
+        if shard.path not in files:
+            return ""
         state = json.dumps([mask(shard.path), files[shard.path].size, files[shard.path].mtime_ns])
         return f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.tar"
 
     return CopyRules(tuple(map(name, shards)), max_bytes)
+
+
+def _digest_of(shard: Shard) -> str | None:
+    """Return the sha256 of a shard as a file name; None for any other text, which a foreign manifest may hold."""
+    return shard.sha256 if shard.sha256 and _SHA256.fullmatch(shard.sha256) else None
 
 
 class _CacheFullError(Exception):
@@ -200,7 +209,7 @@ class ShardCopies:
                 file.stream.write(block)
             if file.stream.tell() != source.size:
                 raise StorageError(f"it has {file.stream.tell()} of {source.size} bytes")
-            if len(path.name) == _DIGEST_LENGTH and digest.hexdigest() != path.name:
+            if _SHA256.fullmatch(path.name) and digest.hexdigest() != path.name:
                 self._refused.add(number)
                 logger.warning("%s: not copied: its sha256 is not that of the dataset's manifest", mask(source.path))
                 return

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,6 +146,17 @@ def test_shard_of_another_sha256_than_the_manifests_is_not_copied(
     assert files(own_cache) == []
     assert held.paths([0]) == {}
     assert not held._wanted
+
+
+@pytest.mark.parametrize(
+    "sha256", ["../../outside", "/tmp/outside", "..", "A" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n"]
+)
+def test_sha256_that_is_none_becomes_no_name_of_a_file(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
+    shard = Shard(path="s3://b/a.tar", num_images=1, num_bytes=5, sha256=sha256)
+    monkeypatch.setattr(copies, "list_files", lambda folder: [FileInfo("a.tar", 5, 1)])
+    (name,) = copy_rules([shard], LARGE).names
+    assert (name,) == copy_rules([replace(shard, sha256=None)], LARGE).names
+    assert re.fullmatch(r"[0-9a-f]{32}\.tar", name)
 
 
 def test_full_cache_deletes_copies_that_nobody_used_for_an_hour_and_copies_no_more(
